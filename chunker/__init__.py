@@ -1,0 +1,1 @@
+"""Bytes: NARs, references, cutting, manifests and the block store. Synchronous, no network."""

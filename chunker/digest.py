@@ -1,0 +1,51 @@
+"""Names of content: BlockId, ManifestId and NarHash, and Nix's base32.
+
+BLAKE3-256 (https://github.com/BLAKE3-team/BLAKE3) names blocks and manifests; SHA-256 is Nix's.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+import blake3
+
+BlockId = NewType("BlockId", bytes)
+"""BLAKE3-256 of a block's plain bytes; 32 bytes."""
+ManifestId = NewType("ManifestId", bytes)
+"""BLAKE3-256 of a manifest's canonical bytes; 32 bytes."""
+NarHash = NewType("NarHash", bytes)
+"""SHA-256 of a NAR; 32 bytes."""
+
+DIGEST_BYTES = 32
+STORE_HASH_CHARS = 32
+NIX32_ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
+_NIX32_VALUES = {char: value for value, char in enumerate(NIX32_ALPHABET)}
+
+
+def block_id(data: bytes | memoryview) -> BlockId:
+    return BlockId(blake3.blake3(data).digest())
+
+
+def manifest_id(encoded: bytes) -> ManifestId:
+    return ManifestId(blake3.blake3(encoded).digest())
+
+
+def nix32_encode(data: bytes) -> str:
+    """Nix's base32 (src/libutil/hash.cc, printHash32): least significant digit last, no padding."""
+    number = int.from_bytes(data, "little")
+    digits = (len(data) * 8 + 4) // 5
+    return "".join(NIX32_ALPHABET[(number >> (5 * n)) & 31] for n in range(digits - 1, -1, -1))
+
+
+def nix32_decode(text: str, size_bytes: int = DIGEST_BYTES) -> bytes:
+    """The inverse of `nix32_encode`. Raises ValueError for a wrong length, digit or overflow."""
+    if len(text) != (size_bytes * 8 + 4) // 5:
+        raise ValueError(f"{len(text)} base32 digits cannot be {size_bytes} bytes")
+    number = 0
+    for char in text:
+        if char not in _NIX32_VALUES:
+            raise ValueError(f"{char!r} is not a digit of Nix's base32")
+        number = number << 5 | _NIX32_VALUES[char]
+    if number >> (size_bytes * 8):
+        raise ValueError("base32 text has bits beyond its length")
+    return number.to_bytes(size_bytes, "little")

@@ -1,0 +1,1 @@
+"""The swarm: identity, wire, who has a path, whom to ask, what to send. Knows no Nix policy."""
