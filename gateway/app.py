@@ -1,0 +1,231 @@
+"""The composition root: from one Config to a running gateway, peer or seed. Nothing else wires.
+
+    config -> store, identity, keys -> catalogue -> swarm over libp2p -> (gateway) HTTP server
+
+The store is opened and closed here, so that every role leaves it durable however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from chunker.block import Codec
+from chunker.errors import StoreError
+from chunker.packs import PackStore
+from peer.catalogue import Catalogue
+from peer.errors import IdentityError
+from peer.identity import Address, Identity, PeerId, load_or_create, parse_address
+from peer.swarm import Policies, Swarm
+
+from . import control, nixconf
+from .config import Config
+from .errors import ConfigError, StoreProblem
+from .offer import is_signed, policy
+from .signing import KeyRing, PublicKey
+from .trust import trusted_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .substituter import Substituter
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 1.0
+STOP_SECONDS_MAX = 10.0
+NIX_CONF = (Path("/etc/nix/nix.conf"), Path("~/.config/nix/nix.conf"))
+
+
+@dataclass
+class Node:
+    """A running process: its store, swarm and, for a gateway, its substituter."""
+
+    config: Config
+    identity: Identity
+    store: PackStore
+    swarm: Swarm
+    keys: KeyRing
+    substituter: Substituter | None = None
+    http_port: int = 0
+
+    def status(self) -> dict[str, object]:
+        """What `narswarm status --json` prints."""
+        stats = self.store.stats()
+        tallies = self.swarm.counters.peers
+        answer: dict[str, object] = {
+            "role": self.config.role,
+            "peer_id": self.identity.peer_id,
+            "process": os.getpid(),
+            "addresses": [address.text for address in self.swarm.addresses()],
+            "store": str(self.config.store),
+            "blocks": stats.blocks,
+            "stored_bytes": stats.block_bytes_stored,
+            "paths": stats.records,
+            "wire_bytes": self.swarm.wire_bytes(),
+            "fetching": [fetch.record.store_path for fetch in self.swarm.fetches.values()],
+            "peers": [
+                {
+                    "peer_id": peer,
+                    "role": tally.role,
+                    "connected": tally.connected,
+                    "blocks_received": tally.blocks,
+                    "bytes_received": tally.wire_bytes,
+                }
+                for peer, tally in sorted(tallies.items())
+            ],
+            "bans": self.swarm.counters.bans,
+        }
+        if self.substituter is not None:
+            answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
+            answer["served"] = vars(self.substituter.served)
+            answer["upstream_bytes"] = self.substituter.deliveries.upstream_bytes
+        return answer
+
+
+@asynccontextmanager
+async def node(config: Config) -> AsyncIterator[Node]:
+    """Open everything, run the swarm and the control socket, and close it all in order."""
+    from peer.host import Libp2pTransport
+
+    keys, publish = trusted_keys(config), _ring(config.publish_keys)
+    identity = _identity(config)
+    addresses = tuple(_address(text) for text in (*config.peers, *config.seeds))
+    configured = frozenset(address.peer for address in addresses)
+    store = _open_store(config)
+    try:
+        may_have = policy(configured, keys, publish)
+        catalogue = Catalogue(store, secrets.token_bytes(32), may_have)
+        transport = Libp2pTransport(identity, [_host_port(text) for text in config.listen])
+        swarm = Swarm(
+            transport,
+            store,
+            catalogue,
+            config.role,
+            _policies(config, configured, keys),
+            addresses,
+            random.Random(secrets.randbits(64)),
+        )
+        running = Node(config, identity, store, swarm, keys)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(swarm.run)
+            await nursery.start(control.serve, config.store, running.status)
+            nursery.start_soon(_flush, store)
+            if config.lan == "open":
+                nursery.start_soon(_discover, running)
+            yield running
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(store.close)
+
+
+async def serve_http(
+    running: Node, stopping: trio.Event, listening: Callable[[Node], Awaitable[None]]
+) -> None:
+    """The gateway's HTTP side, until `stopping`; current answers are finished first."""
+    from .server import serve
+    from .substituter import Substituter
+    from .upstream import Upstream
+
+    config = running.config
+    upstreams = tuple(Upstream(url) for url in config.upstreams)
+    substituter = Substituter(
+        running.store, running.swarm, upstreams, running.keys, config.priority
+    )
+    try:
+        listeners = await trio.open_tcp_listeners(config.http_port, host=config.http_host)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {config.http_host}:{config.http_port} ({error.strerror}); stop what "
+            "uses it, or choose another port with --http-port"
+        ) from error
+    port = listeners[0].socket.getsockname()[1]
+    running.substituter, running.http_port = substituter, port
+    names = {config.http_host, "127.0.0.1", "localhost", "[::1]"}
+    hosts = frozenset({f"{name}:{port}" for name in names} | names)
+    await listening(running)
+    await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
+
+
+def trusted_keys(config: Config) -> KeyRing:
+    """From the configuration and, unless switched off, from the machine's nix.conf."""
+    texts = list(config.trusted_public_keys)
+    if config.use_nix_conf:
+        paths = [path.expanduser() for path in NIX_CONF]
+        texts += nixconf.read(paths).trusted_public_keys
+    return _ring(tuple(dict.fromkeys(texts)))
+
+
+def _ring(texts: tuple[str, ...]) -> KeyRing:
+    return KeyRing(tuple(PublicKey.parse(text) for text in texts))
+
+
+def _identity(config: Config) -> Identity:
+    try:
+        config.store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return load_or_create(config.store / "identity")
+    except (IdentityError, OSError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except (IdentityError, ValueError) as error:
+        raise ConfigError(
+            f"{text!r} is not a peer: give /ip4/ADDRESS/tcp/PORT/p2p/PEERID or a PeerId ({error})"
+        ) from error
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{text!r} is not HOST:PORT, for example 0.0.0.0:4555")
+    return host.strip("[]"), int(port)
+
+
+def _open_store(config: Config) -> PackStore:
+    codec = Codec.RAW if config.block_codec == "raw" else Codec.ZSTD
+    try:
+        return PackStore.open(config.store, codec=codec)
+    except StoreError as error:
+        raise StoreProblem(str(error)) from error
+
+
+def _policies(config: Config, configured: frozenset[PeerId], keys: KeyRing) -> Policies:
+    open_lan = config.lan == "open"
+    return Policies(
+        serves=lambda peer: open_lan or bool(config.publish_keys) or peer in configured,
+        asks=lambda peer: config.role != "seed" and (open_lan or peer in configured),
+        knows=lambda peer: peer in configured,
+        trusted_manifest=lambda record: trusted_manifest(record, keys),
+        admits=lambda record: is_signed(record, keys),
+        pulls_through=config.role == "peer",
+    )
+
+
+async def _discover(running: Node) -> None:
+    from peer.lan import LanDiscovery
+
+    swarm = running.swarm
+    port = next((address.port for address in swarm.addresses() if address.port), 0)
+    await LanDiscovery(running.identity, port, swarm.addresses()).run(swarm.discovered)
+
+
+async def _flush(store: PackStore) -> None:
+    while True:
+        await trio.sleep(FLUSH_SECONDS)
+        try:
+            await trio.to_thread.run_sync(store.flush)
+        except StoreError as error:
+            log.error("cannot make blocks durable: %s", error)

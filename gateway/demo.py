@@ -1,0 +1,319 @@
+"""`narswarm demo`: the whole job on one machine, with the shipped program as separate processes.
+
+    seed (CI box) ---blocks---> LAN peer ---blocks---> gateway ---HTTP---> Nix, or a checking client
+
+A colleague's gateway asks the LAN peer for half of a synthetic closure, which warms it. Then this
+machine's gateway gets everything from both; the LAN peer is killed in the middle of the largest
+path; and paths that nobody or only a stranger signed are shown to be refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from chunker.digest import nix32_encode
+from peer.identity import load_or_create
+
+from .control import ask
+from .demo_closure import DemoPath, make_closure, write_cache
+from .errors import GatewayError, NarinfoError
+from .narinfo import Narinfo, fingerprint, parse
+from .signing import KeyRing, generate
+from .terminal import megabytes, show_table
+
+START_SECONDS_MAX = 60.0
+HTTP_SECONDS_MAX = 60.0
+NIX_SECONDS_MAX = 300.0
+READ_BYTES = 64 * 1024
+SEED = 20
+
+
+class DemoFailed(GatewayError):
+    """Something did not go as shown; the message says what."""
+
+
+@dataclass
+class Program:
+    """One `narswarm` process and the directory of its store."""
+
+    process: subprocess.Popen[str]
+    store: Path
+    ready: list[str]
+
+    @property
+    def address(self) -> str:
+        return next(line.split()[-1] for line in self.ready if "/p2p/" in line)
+
+    @property
+    def url(self) -> str:
+        return self.ready[0].split()[-1]
+
+    def status(self) -> dict[str, object]:
+        return ask(self.store)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def demo(*, as_json: bool, use_nix: bool) -> int:
+    """Run it; print a table or one JSON object. Exit code 0 only if all went as it should."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="narswarm-demo-")))
+        result = _Demo(top, stack, quiet=as_json).run(shutil.which("nix") if use_nix else None)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_table("narswarm demo", [(name, _shown(name, value)) for name, value in result.items()])
+    return 0 if result["ok"] else 1
+
+
+def _shown(name: str, value: object) -> str:
+    if name.endswith("_bytes"):
+        return megabytes(value)
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return "not on this machine" if value is None else str(value)
+
+
+class _Demo:
+    def __init__(self, top: Path, stack: ExitStack, *, quiet: bool) -> None:
+        self._top = top
+        self._stack = stack
+        self._quiet = quiet
+        self._key = generate("demo-1")
+
+    def run(self, nix: str | None) -> dict[str, object]:
+        closure = self._make_caches()
+        ids = {name: self._identity(name) for name in ("seed", "lan", "colleague", "me")}
+        trust = ["--no-nix-conf", "--trusted-public-key", self._key.public.text]
+        allow = [word for name in ("lan", "me") for word in ("--peer", ids[name])]
+        self._say("a CI box seeds the closure")
+        seed = self._start("seed", ["seed", (self._top / "cache").as_uri(), *allow, *trust])
+        allow = [word for name in ("colleague", "me") for word in ("--peer", ids[name])]
+        lan = self._start("lan", ["peer", "--seed", seed.address, *allow, *trust])
+
+        self._say("a colleague's machine fetches half of it through the LAN peer")
+        colleague = self._start("colleague", ["gateway", "--peer", lan.address, *trust])
+        largest = max(closure, key=lambda path: path.nar_size)
+        half = [largest, *[path for path in closure if path is not largest][::2]]
+        for path in half:
+            self._fetch(colleague.url, path)
+        colleague.stop()
+
+        strange = (self._top / "strange").as_uri()
+        peers = ["--peer", lan.address, "--peer", seed.address, "--upstream", strange]
+        me = self._start("me", ["gateway", *peers, *trust])
+        self._await_peers(me, 2)
+        version = self._fetch_others(me, closure, largest, nix)
+        self._say("the LAN peer is killed in the middle of the largest path")
+        survived = self._survive(me, lan, largest)
+        if nix is not None:
+            self._nix_copy(nix, me.url, [largest])
+        return self._result(me, closure, version, survived)
+
+    def _result(
+        self, me: Program, closure: Sequence[DemoPath], version: str | None, survived: bool
+    ) -> dict[str, object]:
+        status = me.status()
+        blocks = {"peer": 0, "seed": 0}
+        peers = status["peers"]
+        assert isinstance(peers, list)
+        for peer in peers:
+            blocks[peer["role"]] += peer["blocks_received"]
+        result: dict[str, object] = {
+            "ok": False,
+            "nix_version": version,
+            "paths": len(closure),
+            "nar_bytes": sum(path.nar_size for path in closure),
+            "wire_bytes": status["wire_bytes"],
+            "blocks_from_lan": blocks["peer"],
+            "blocks_from_seed": blocks["seed"],
+            "survived_peer_loss": survived,
+            "refused_unsigned": self._refuses(me.url, "unsigned"),
+            "refused_untrusted": self._refuses(me.url, "untrusted"),
+        }
+        result["ok"] = all(
+            (survived, result["refused_unsigned"], result["refused_untrusted"], *blocks.values())
+        )
+        return result
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _make_caches(self) -> list[DemoPath]:
+        self._say("making a closure and keys")
+        closure = make_closure(SEED, self._top / "trees")
+        write_cache(closure, self._top / "cache", self._key)
+        self._strange: dict[str, str] = {}
+        stranger = generate("stranger-1")
+        cache = self._top / "strange"
+        strange = make_closure(SEED + 1, self._top / "strange-trees", paths=2, bytes_total=200_000)
+        write_cache(strange, cache, stranger)
+        for name, path in zip(("unsigned", "untrusted"), strange, strict=True):
+            self._strange[name] = path.store_hash
+        file = cache / f"{strange[0].store_hash}.narinfo"
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if not line.startswith("Sig:")))
+        return closure
+
+    def _identity(self, name: str) -> str:
+        (self._top / name).mkdir(mode=0o700)
+        return load_or_create(self._top / name / "identity").peer_id
+
+    def _start(self, name: str, words: Sequence[str]) -> Program:
+        store = self._top / name
+        command = [sys.executable, "-m", "gateway.cli", *words, "--store", str(store)]
+        command += ["--listen", "127.0.0.1:0"]
+        if words[0] == "gateway":
+            command += ["--http-port", "0"]
+        log = self._stack.enter_context((self._top / f"{name}.log").open("w"))
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(self._top / "no-config")}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
+        program = Program(process, store, [])
+        self._stack.callback(program.stop)
+        assert process.stdout is not None
+        for line in process.stdout:
+            program.ready.append(line.strip())
+            if "/p2p/" in line:
+                return program
+        process.wait()
+        raise DemoFailed(f"{name} did not start: {(self._top / f'{name}.log').read_text()[-2000:]}")
+
+    def _await_peers(self, program: Program, count: int) -> None:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < deadline:
+            peers = program.status()["peers"]
+            assert isinstance(peers, list)
+            if sum(peer["connected"] for peer in peers) >= count:
+                return
+            time.sleep(0.1)
+        raise DemoFailed(f"the gateway did not reach {count} peers in {START_SECONDS_MAX:.0f} s")
+
+    def _fetch_others(
+        self, me: Program, closure: Sequence[DemoPath], largest: DemoPath, nix: str | None
+    ) -> str | None:
+        users = {largest.store_path}
+        for path in closure:  # references come first
+            if users.intersection(path.references):
+                users.add(path.store_path)
+        version = None
+        if nix is not None:
+            version = subprocess.check_output([nix, "--version"], text=True).split()[-1]
+            self._say(f"Nix {version} copies the closure from the gateway")
+            self._nix_copy(nix, me.url, [p for p in closure if p.store_path not in users])
+        else:
+            self._say("a client that checks what Nix would check fetches the closure")
+        for path in closure:
+            if path is not largest:
+                self._fetch(me.url, path)
+        return version
+
+    def _survive(self, me: Program, lan: Program, path: DemoPath) -> bool:
+        info = self._narinfo(me.url, path.store_hash)
+        digest = hashlib.sha256()
+        with _open(f"{me.url}/{info.url}") as answer:
+            digest.update(answer.read(READ_BYTES))
+            lan.kill()
+            under_way = path.store_path in _strings(me.status()["fetching"])
+            while data := answer.read(READ_BYTES):
+                digest.update(data)
+        return under_way and digest.digest() == path.nar_hash
+
+    def _refuses(self, url: str, kind: str) -> bool:
+        try:
+            _open(f"{url}/{self._strange[kind]}.narinfo").close()
+        except urllib.error.HTTPError as error:
+            return error.code == 404
+        return False
+
+    # -- a client that checks what Nix would check ---------------------------------------------
+
+    def _narinfo(self, url: str, store_hash: str) -> Narinfo:
+        try:
+            with _open(f"{url}/{store_hash}.narinfo") as answer:
+                info = parse(answer.read())
+        except (urllib.error.HTTPError, NarinfoError) as error:
+            raise DemoFailed(f"no narinfo for {store_hash}: {error}") from error
+        text = fingerprint(info.store_path, info.nar_hash, info.nar_size, info.references)
+        if not KeyRing((self._key.public,)).verified(text, info.signatures):
+            raise DemoFailed(f"{info.store_path} has no signature by {self._key.public.name}")
+        return info
+
+    def _fetch(self, url: str, path: DemoPath) -> None:
+        info = self._narinfo(url, path.store_hash)
+        digest, size = hashlib.sha256(), 0
+        try:
+            with _open(f"{url}/{info.url}") as answer:
+                while data := answer.read(READ_BYTES):
+                    digest.update(data)
+                    size += len(data)
+        except urllib.error.HTTPError as error:
+            raise DemoFailed(f"{info.store_path}: {error}") from error
+        if digest.digest() != path.nar_hash or size != path.nar_size:
+            raise DemoFailed(
+                f"{info.store_path}: got {size} bytes with hash {nix32_encode(digest.digest())}"
+            )
+
+    def _nix_copy(self, nix: str, url: str, paths: Sequence[DemoPath]) -> None:
+        home = self._top / "nix-home"
+        home.mkdir(exist_ok=True)
+        settings = (
+            "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\n"
+            f"substituters =\ntrusted-public-keys = {self._key.public.text}\n"
+        )
+        environment = {**os.environ, "HOME": str(home), "NIX_CONFIG": settings}
+        root = str(self._top / "nix-root")
+        names = [path.store_path for path in paths]
+        for words in (
+            ["copy", "--from", url, "--to", root, *names],
+            ["store", "verify", "--store", root, "--recursive", *names],
+        ):
+            done = subprocess.run(
+                [nix, *words], env=environment, capture_output=True, text=True,
+                timeout=NIX_SECONDS_MAX, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise DemoFailed(f"nix {words[0]} failed: {done.stderr[-2000:]}")
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            print(f"* {text}", flush=True)
+
+
+def _open(url: str):  # type: ignore[no-untyped-def]
+    assert url.startswith("http://127.0.0.1:")
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        url, timeout=HTTP_SECONDS_MAX
+    )
+
+
+def _strings(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []

@@ -1,0 +1,144 @@
+"""`narswarm gateway | peer | seed` as processes: start, say so, work until a signal, stop cleanly.
+
+Ready is one line on stdout beginning with "ready", so that a script can wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Iterable
+
+import trio
+
+from chunker.errors import ChunkerError
+from chunker.packs import PackStore
+
+from .app import Node, node, serve_http
+from .config import Config
+from .errors import GatewayError, UsageError
+from .nixstore import NixStore
+from .seeding import Progress, seed_cache, seed_store
+from .signing import KeyRing, PublicKey, SecretKey, read_secret_key
+from .terminal import megabytes
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Exit code 0 after a signal; errors a person can act on are GatewayErrors."""
+    try:
+        trio.run(_run, config, options)
+    except* GatewayError as group:
+        raise _first(group) from None
+    except* ChunkerError as group:
+        raise GatewayError(str(_first(group))) from None
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _run(config: Config, options: argparse.Namespace) -> None:
+    stopping = trio.Event()
+    sign_key = None
+    if config.role == "seed" and options.sign_key is not None:
+        sign_key = read_secret_key(options.sign_key)
+        text = sign_key.public.text
+        config = _trusting(config, text)
+    async with node(config) as running, trio.open_nursery() as nursery:
+        nursery.start_soon(_until_signal, stopping)
+        if config.role == "gateway":
+            await serve_http(running, stopping, _say_ready)
+        else:
+            if config.role == "seed":
+                await _fill(running, options, sign_key)
+            if not (config.role == "seed" and options.exit):
+                await _say_ready(running)
+                await stopping.wait()
+        nursery.cancel_scope.cancel()
+
+
+def _trusting(config: Config, key: str) -> Config:
+    from dataclasses import replace
+
+    return replace(config, trusted_public_keys=(*config.trusted_public_keys, key))
+
+
+async def _until_signal(stopping: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            stopping.set()
+            return
+
+
+async def _say_ready(running: Node) -> None:
+    config = running.config
+    if config.role == "gateway":
+        print(f"ready: Nix may ask http://{config.http_host}:{running.http_port}")
+        if not running.keys.keys:
+            print("warning: no trusted key is known, so nothing can be served; "
+                  "give --trusted-public-key", file=sys.stderr)  # fmt: skip
+    else:
+        print(f"ready: {config.role} {running.identity.peer_id}")
+    for address in running.swarm.addresses():
+        print(f"  peers reach it at {address.text}")
+    sys.stdout.flush()
+
+
+async def _fill(running: Node, options: argparse.Namespace, sign_key: SecretKey | None) -> None:
+    caches = [source for source in options.sources if "://" in source]
+    paths = [source for source in options.sources if "://" not in source]
+    publish = KeyRing(tuple(PublicKey.parse(text) for text in running.config.publish_keys))
+    if paths:
+        await trio.to_thread.run_sync(
+            _fill_from_store, running.store, paths, options, sign_key, publish
+        )
+    for url in caches:
+        async for progress in seed_cache(running.store, url, sign_key=sign_key):
+            _show(progress)
+    for record in running.store.records():
+        running.swarm.catalogue.add(record)
+
+
+def _fill_from_store(
+    store: PackStore,
+    paths: list[str],
+    options: argparse.Namespace,
+    sign_key: SecretKey | None,
+    publish: KeyRing,
+) -> None:
+    nix = NixStore.open()
+    try:
+        roots = [nix.resolve(path) for path in paths]
+        infos = nix.closure(roots) if options.closure else [_info(nix, root) for root in roots]
+        shown: Iterable[Progress] = seed_store(
+            store, nix, infos, sign_key=sign_key, publish_keys=publish, all_paths=options.all
+        )
+        for progress in shown:
+            _show(progress)
+    finally:
+        nix.close()
+
+
+def _info(nix: NixStore, path: str):  # type: ignore[no-untyped-def]
+    info = nix.info(path)
+    if info is None:
+        raise UsageError(f"{path} is not a valid path of this Nix store; build it first")
+    return info
+
+
+def _show(progress: Progress) -> None:
+    line = f"[{progress.index}/{progress.total}] {megabytes(progress.bytes_done)}  {progress.path}"
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line[:110]}", end="", file=sys.stderr, flush=True)
+        if progress.index == progress.total:
+            print(file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)

@@ -1,0 +1,195 @@
+"""What Nix asks, and what it gets: routes to answers. No framing, no sockets.
+
+| asked                      | answer                                                              |
+|----------------------------|---------------------------------------------------------------------|
+| /nix-cache-info            | always                                                              |
+| /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404               |
+| /nar/<hash>-<narhash>.nar  | the NAR, whole or a range; 404 before the first byte if not to be had |
+| anything else              | 404                                                                 |
+
+Never 400, 429 or 5xx for these: Nix 2.8 and 2.26 then fail a build that another substituter could
+serve. 404 for a path is said only when every source answered, or after 5 s (Nix remembers it for
+an hour).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+import trio
+
+from chunker.record import PathRecord
+from chunker.store import BlockStore
+from peer.swarm import Swarm
+
+from .delivery import NO_MANIFEST, Deliveries
+from .errors import NotTrusted, UpstreamError
+from .narinfo import Narinfo, format, parse_nar_url
+from .server import Request, Response, Unsatisfiable, parse_range
+from .signing import KeyRing
+from .trust import Admitted, admit
+from .upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+LOOKUP_SECONDS_MAX = 5.0
+PEER_SECONDS_MAX = 3.0
+RECORDS_HELD_MAX = 100_000
+_NARINFO = re.compile(r"/([0-9abcdfghijklmnpqrsvwxyz]{32})\.narinfo")
+
+
+@dataclass
+class Served:
+    narinfos: int = 0
+    refused: int = 0
+    missing: int = 0
+    undecided: int = 0
+    nars: int = 0
+    nar_bytes: int = 0
+
+
+class Substituter:
+    def __init__(
+        self,
+        store: BlockStore,
+        swarm: Swarm,
+        upstreams: tuple[Upstream, ...],
+        keys: KeyRing,
+        priority: int,
+    ) -> None:
+        self.served = Served()
+        self.deliveries = Deliveries(store, swarm, upstreams)
+        self._store = store
+        self._swarm = swarm
+        self._upstreams = upstreams
+        self._keys = keys
+        self._priority = priority
+        self._admitted: dict[str, Admitted] = {}
+
+    async def answer(self, request: Request) -> Response:
+        if request.target == "/nix-cache-info":
+            text = f"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: {self._priority}\n"
+            return _text(200, text.encode(), "text/x-nix-cache-info")
+        if (match := _NARINFO.fullmatch(request.target)) is not None:
+            return await self._narinfo(match[1])
+        if (named := parse_nar_url(request.target.removeprefix("/"))) is not None:
+            return await self._nar(request, *named)
+        return _not_found()
+
+    async def _narinfo(self, store_hash: str) -> Response:
+        admitted = await self.look_up(store_hash)
+        if admitted is None:
+            self.served.missing += 1
+            return _not_found()
+        self.served.narinfos += 1
+        body = format(admitted.record, admitted.signatures)
+        return _text(200, body, "text/x-nix-narinfo")
+
+    async def _nar(self, request: Request, store_hash: str, nar_hash: bytes) -> Response:
+        admitted = await self.look_up(store_hash)
+        if admitted is None or admitted.record.nar_hash != nar_hash:
+            return _not_found()
+        size = admitted.record.nar_size
+        span = parse_range(request.headers.get("range"), size)
+        if isinstance(span, Unsatisfiable):
+            return Response(416, (("Content-Range", f"bytes */{size}"),), b"", None)
+        if span is not None and self.deliveries.is_wrong(admitted.record.nar_hash):
+            return _not_found()
+        headers = [("Content-Type", "application/x-nix-nar"), ("Accept-Ranges", "bytes")]
+        if request.method == "HEAD":
+            return Response(200, tuple(headers), b"", size)
+        delivery = await self.deliveries.open(admitted)
+        if delivery is None:
+            return _not_found()
+        start, end = span or (0, size)
+        if span is not None:
+            headers.append(("Content-Range", f"bytes {start}-{end - 1}/{size}"))
+        self.served.nars += 1
+        self.served.nar_bytes += end - start
+        status = 200 if span is None else 206
+        return Response(status, tuple(headers), delivery.body(start, end), end - start)
+
+    async def look_up(self, store_hash: str) -> Admitted | None:
+        """The record that a trusted key signed, from here, from peers or from an upstream."""
+        known = self._admitted.get(store_hash) or self._admit(self._store.record(store_hash))
+        if known is not None:
+            return known
+        found: list[Admitted] = []
+        with trio.CancelScope(deadline=trio.current_time() + LOOKUP_SECONDS_MAX) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ask_peers, store_hash, found, nursery.cancel_scope)
+                for upstream in self._upstreams:
+                    nursery.start_soon(
+                        self._ask_upstream, upstream, store_hash, found, nursery.cancel_scope
+                    )
+        if scope.cancelled_caught:
+            self.served.undecided += 1
+        if not found:
+            return None
+        if len(self._admitted) >= RECORDS_HELD_MAX:
+            self._admitted.clear()
+        self._admitted[store_hash] = found[0]
+        return found[0]
+
+    async def _ask_peers(
+        self, store_hash: str, found: list[Admitted], enough: trio.CancelScope
+    ) -> None:
+        offers = await self._swarm.find(store_hash, PEER_SECONDS_MAX)
+        if not any(self._take(record, found) for _, record in offers):
+            offers = await self._swarm.please(store_hash, PEER_SECONDS_MAX, [])
+            if not any(self._take(record, found) for _, record in offers):
+                return
+        enough.cancel()
+
+    async def _ask_upstream(
+        self,
+        upstream: Upstream,
+        store_hash: str,
+        found: list[Admitted],
+        enough: trio.CancelScope,
+    ) -> None:
+        try:
+            info = await upstream.narinfo(store_hash)
+        except UpstreamError as error:
+            log.warning("%s", error)
+            return
+        if info is not None and self._take(_record(info), found):
+            enough.cancel()
+
+    def _take(self, record: PathRecord, found: list[Admitted]) -> bool:
+        admitted = self._admit(record)
+        if admitted is not None:
+            found.append(admitted)
+        return admitted is not None
+
+    def _admit(self, record: PathRecord | None) -> Admitted | None:
+        if record is None:
+            return None
+        try:
+            return admit(record, self._keys)
+        except NotTrusted as error:
+            self.served.refused += 1
+            log.warning("refused %s: %s", record.store_path, error)
+            return None
+
+
+def _record(info: Narinfo) -> PathRecord:
+    return PathRecord(
+        info.store_path,
+        info.nar_hash,
+        info.nar_size,
+        info.references,
+        info.signatures,
+        info.content_address,
+        NO_MANIFEST,
+    )
+
+
+def _text(status: int, body: bytes, kind: str) -> Response:
+    return Response(status, (("Content-Type", kind),), body, len(body))
+
+
+def _not_found() -> Response:
+    return _text(404, b"404\n", "text/plain")

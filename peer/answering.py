@@ -1,0 +1,223 @@
+"""The answering half of a session: one stream that a peer opened to us.
+
+Control answers and blocks leave through one writer. A block is read, decoded and hashed again just
+before it is sent: a rotten one is refused and forgotten here, so nobody can blame us for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from chunker.digest import ManifestId
+from chunker.errors import BlockCorrupt, BlockMissing
+from chunker.manifest import Manifest
+from chunker.record import PathRecord, encode_record
+from chunker.store import BlockStore
+
+from .catalogue import Catalogue
+from .errors import RemoteError
+from .messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Find,
+    Found,
+    GetManifest,
+    Have,
+    HaveMore,
+    Hello,
+    ManifestPart,
+    Message,
+    Please,
+    Refuse,
+    Sent,
+    Want,
+    Watch,
+)
+from .serving import Due, Serving
+from .transport import Stream
+from .wire import FOUND_BYTES_MAX, HAVE_INDEXES_MAX, MANIFEST_PART_BYTES_MAX, Decoder, encode
+
+HELLO_SECONDS_MAX = 10.0
+RECEIVE_BYTES = 64 * 1024
+HAVE_DELAY_SECONDS = 0.05
+SEND_SECONDS_MAX = 60.0
+WATCHES_MAX = 4096
+
+
+class Library:
+    """What an answering session needs of the process; the swarm provides it."""
+
+    store: BlockStore
+    catalogue: Catalogue
+    hello: Hello
+
+    def load_manifest(self, wanted: ManifestId) -> Manifest | None:
+        raise NotImplementedError
+
+    def is_filling(self, wanted: ManifestId) -> bool:
+        raise NotImplementedError
+
+    async def look_for(self, asker: Answering, store_hash: str) -> PathRecord | None:
+        raise NotImplementedError
+
+    def watched(self, asker: Answering, record: PathRecord) -> None:
+        raise NotImplementedError
+
+
+class Answering:
+    def __init__(self, stream: Stream, library: Library) -> None:
+        self.peer = stream.peer
+        self.watches: set[ManifestId] = set()
+        self.blocks_sent = 0
+        self.bytes_sent = 0
+        self._stream = stream
+        self._library = library
+        self._serving = Serving()
+        self._work = trio.Event()
+        self._news: dict[ManifestId, list[int]] = {}
+        self._news_event = trio.Event()
+        self._writing = trio.Lock()
+
+    async def run(self, greeted: Callable[[Answering], Awaitable[None]]) -> None:
+        """Until the stream ends; the caller closes it."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_blocks)
+            nursery.start_soon(self._send_news)
+            await self._receive(nursery, greeted)
+            nursery.cancel_scope.cancel()
+
+    def note(self, manifest: ManifestId, index: int) -> None:
+        """A block of a watched manifest came in."""
+        self._news.setdefault(manifest, []).append(index)
+        self._news_event.set()
+
+    async def _receive(
+        self, nursery: trio.Nursery, greeted: Callable[[Answering], Awaitable[None]]
+    ) -> None:
+        decoder, met = Decoder(), False
+        deadline = trio.current_time() + HELLO_SECONDS_MAX
+        while True:
+            with trio.CancelScope(deadline=float("inf") if met else deadline) as scope:
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+            if scope.cancelled_caught or not data:
+                return
+            for message in decoder.feed(data):
+                if met:
+                    await self._answer(nursery, message)
+                    continue
+                if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
+                    raise RemoteError(f"{self.peer} speaks another version of the protocol")
+                met = True
+                await self._say(self._library.hello)
+                nursery.start_soon(greeted, self)
+
+    async def _answer(self, nursery: trio.Nursery, message: Message) -> None:
+        match message:
+            case Find():
+                await self._say(self._found(message))
+            case Please():
+                nursery.start_soon(self._please, message)
+            case GetManifest():
+                await self._say(self._manifest_part(message))
+            case Watch():
+                await self._watch(message)
+            case Want():
+                await self._want(message)
+            case Cancel():
+                self._serving.cancel(message)
+            case _:
+                raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
+
+    async def _say(self, message: Message) -> None:
+        async with self._writing:
+            with trio.fail_after(SEND_SECONDS_MAX):
+                await self._stream.send_all(encode(message))
+
+    def _found(self, message: Find) -> Found:
+        records: list[tuple[int, bytes]] = []
+        size = 0
+        for place, question in enumerate(message.hashes):
+            record = self._library.catalogue.look_up(self.peer, question)
+            if record is None:
+                continue
+            encoded = encode_record(record)
+            if size + len(encoded) > FOUND_BYTES_MAX:
+                return Found(message.request, place, tuple(records))
+            size += len(encoded)
+            records.append((place, encoded))
+        return Found(message.request, len(message.hashes), tuple(records))
+
+    async def _please(self, message: Please) -> None:
+        record = await self._library.look_for(self, message.store_hash)
+        records = () if record is None else ((0, encode_record(record)),)
+        await self._say(Found(message.request, 1, records))
+
+    def _manifest_part(self, message: GetManifest) -> Message:
+        if self._library.catalogue.may_read(self.peer, message.manifest) is None:
+            return Refuse(message.request, "not-here", ())
+        encoded = self._library.store.manifest(message.manifest)
+        if encoded is None or message.offset >= len(encoded):
+            return Refuse(message.request, "not-here", ())
+        part = encoded[message.offset : message.offset + MANIFEST_PART_BYTES_MAX]
+        return ManifestPart(message.request, len(encoded), part)
+
+    async def _watch(self, message: Watch) -> None:
+        record = self._library.catalogue.may_read(self.peer, message.manifest)
+        manifest = self._library.load_manifest(message.manifest) if record is not None else None
+        if record is None or manifest is None or len(self.watches) >= WATCHES_MAX:
+            await self._say(Refuse(message.request, "not-here", ()))
+            return
+        self.watches.add(message.manifest)
+        self._library.watched(self, record)
+        present = await trio.to_thread.run_sync(self._library.store.has, manifest.blocks)
+        bitmap = bytearray((len(present) + 7) // 8)
+        for index, here in enumerate(present):
+            if here:
+                bitmap[index >> 3] |= 1 << (index & 7)
+        filling = self._library.is_filling(message.manifest)
+        await self._say(Have(message.manifest, filling, bytes(bitmap)))
+
+    async def _want(self, message: Want) -> None:
+        visible = self._library.catalogue.may_read(self.peer, message.manifest) is not None
+        manifest = self._library.load_manifest(message.manifest) if visible else None
+        count = 0 if manifest is None else len(manifest.blocks)
+        for refusal in self._serving.want(message, visible, count):
+            await self._say(refusal)
+        self._work.set()
+
+    async def _send_blocks(self) -> None:
+        while True:
+            due = self._serving.next_block()
+            if due is None:
+                self._work = trio.Event()
+                await self._work.wait()
+                continue
+            answer = await trio.to_thread.run_sync(self._read, due)
+            if isinstance(answer, Sent):
+                self.blocks_sent += 1
+                self.bytes_sent += len(answer.encoded.payload)
+            await self._say(answer)
+
+    def _read(self, due: Due) -> Message:
+        manifest = self._library.load_manifest(due.manifest)
+        try:
+            if manifest is None:
+                return Refuse(due.request, "not-here", (due.index,))
+            block = self._library.store.get(manifest.blocks[due.index])
+        except (BlockMissing, BlockCorrupt):
+            return Refuse(due.request, "not-here", (due.index,))
+        assert block.encoded is not None
+        return Sent(due.request, due.index, block.encoded)
+
+    async def _send_news(self) -> None:
+        while True:
+            await self._news_event.wait()
+            await trio.sleep(HAVE_DELAY_SECONDS)
+            news, self._news = self._news, {}
+            self._news_event = trio.Event()
+            for manifest, indexes in news.items():
+                for at in range(0, len(indexes), HAVE_INDEXES_MAX):
+                    part = tuple(indexes[at : at + HAVE_INDEXES_MAX])
+                    await self._say(HaveMore(manifest, part))

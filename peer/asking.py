@@ -1,0 +1,188 @@
+"""The asking half of a session: one stream that we opened to one peer.
+
+Questions with one answer go through `ask`; what comes unasked (Have, Sent, Refuse of blocks) goes
+to the swarm's handler. Every answer is checked here for shape, never for trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from chunker.digest import ManifestId, manifest_id
+from chunker.errors import RecordError
+from chunker.record import PathRecord, decode_record
+
+from .catalogue import salted
+from .errors import NotHere, PeerError, RemoteError, SessionClosed
+from .identity import PeerId
+from .messages import (
+    PROTOCOL_VERSION,
+    Find,
+    Found,
+    GetManifest,
+    Hello,
+    ManifestPart,
+    Message,
+    Please,
+    Refuse,
+)
+from .transport import Stream
+from .wire import MANIFEST_BYTES_MAX, Decoder, encode
+
+ASK_SECONDS_MAX = 5.0
+HELLO_SECONDS_MAX = 10.0
+RECEIVE_BYTES = 256 * 1024
+UNSENT_MESSAGES_MAX = 4096
+
+Handler = Callable[[PeerId, Message], Awaitable[None]]
+
+
+class Asking:
+    """Raises SessionClosed from every method once the stream is gone."""
+
+    def __init__(self, stream: Stream, hello: Hello, handler: Handler) -> None:
+        self.peer = stream.peer
+        self.their = Hello(0, "", b"", "")
+        self.bytes_received = 0
+        self._stream = stream
+        self._ours = hello
+        self._handler = handler
+        self._scope = trio.CancelScope()
+        self._request = 0
+        self._answers: dict[int, trio.MemorySendChannel[Message]] = {}
+        self._out, self._out_end = trio.open_memory_channel[Message](UNSENT_MESSAGES_MAX)
+
+    async def run(self, ready: Callable[[Asking], Awaitable[None]]) -> None:
+        """Until the stream ends. `ready` is called once, after their Hello."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                nursery.start_soon(self._send)
+                await self._stream.send_all(encode(self._ours))
+                await self._receive(nursery, ready)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._out.close()
+            for answer in list(self._answers.values()):
+                answer.close()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                await self._stream.aclose()
+
+    def stop(self) -> None:
+        """End the session from our side."""
+        self._scope.cancel()
+
+    def tell(self, message: Message) -> None:
+        """Queue a message without waiting; a peer that lets 4096 pile up is gone."""
+        try:
+            self._out.send_nowait(message)
+        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError) as error:
+            raise SessionClosed(f"{self.peer} takes no more questions") from error
+
+    async def find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
+        """Of up to 256 store hashes, the records this peer has for us."""
+        left, found = list(store_hashes), {}
+        while left:
+            questions = tuple(salted(self.their.salt, store_hash) for store_hash in left)
+            answer = await self._ask(lambda n, q=questions: Find(n, q))
+            if not isinstance(answer, Found) or answer.answered == 0:
+                raise RemoteError(f"{self.peer} answered a Find with {type(answer).__name__}")
+            found.update(self._records(left, answer))
+            left = left[answer.answered :]
+        return found
+
+    async def please(self, store_hash: str) -> PathRecord | None:
+        answer = await self._ask(lambda n: Please(n, store_hash))
+        if not isinstance(answer, Found):
+            return None
+        return self._records([store_hash], answer).get(store_hash)
+
+    async def manifest(self, wanted: ManifestId) -> bytes:
+        """Raises NotHere, or RemoteError where the bytes are not that manifest."""
+        data = bytearray()
+        while True:
+            answer = await self._ask(lambda n, at=len(data): GetManifest(n, wanted, at))
+            if isinstance(answer, Refuse):
+                raise NotHere(f"{self.peer} does not have manifest {wanted.hex()[:16]}")
+            if not isinstance(answer, ManifestPart) or not answer.data:
+                raise RemoteError(f"{self.peer} sent an empty piece of a manifest")
+            data += answer.data
+            if len(data) > min(answer.total, MANIFEST_BYTES_MAX):
+                raise RemoteError(f"{self.peer} sent a manifest longer than it said")
+            if len(data) == answer.total:
+                break
+        if manifest_id(bytes(data)) != wanted:
+            raise RemoteError(f"{self.peer} sent another manifest than {wanted.hex()[:16]}")
+        return bytes(data)
+
+    def _records(self, asked: Sequence[str], answer: Found) -> dict[str, PathRecord]:
+        found = {}
+        for place, encoded in answer.records:
+            try:
+                record = decode_record(encoded)
+            except RecordError as error:
+                raise RemoteError(f"{self.peer} sent a bad path record: {error}") from error
+            if place >= len(asked) or record.store_hash != asked[place]:
+                raise RemoteError(f"{self.peer} sent a record that was not asked for")
+            found[record.store_hash] = record
+        return found
+
+    async def _ask(self, make: Callable[[int], Message]) -> Message:
+        self._request += 1
+        request = -self._request & 0xFFFFFFFF  # never the number of a Want
+        send, receive = trio.open_memory_channel[Message](1)
+        self._answers[request] = send
+        try:
+            self.tell(make(request))
+            with trio.fail_after(ASK_SECONDS_MAX):
+                return await receive.receive()
+        except trio.TooSlowError as error:
+            raise PeerError(f"{self.peer} did not answer in {ASK_SECONDS_MAX:.0f} s") from error
+        except trio.EndOfChannel as error:
+            raise SessionClosed(f"{self.peer} went away") from error
+        finally:
+            del self._answers[request]
+            send.close()
+            receive.close()
+
+    async def _send(self) -> None:
+        async for message in self._out_end:
+            await self._stream.send_all(encode(message))
+
+    async def _receive(
+        self, nursery: trio.Nursery, ready: Callable[[Asking], Awaitable[None]]
+    ) -> None:
+        decoder, greeted = Decoder(), False
+        deadline = trio.current_time() + HELLO_SECONDS_MAX
+        while True:
+            with trio.CancelScope(deadline=float("inf") if greeted else deadline) as scope:
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+            if scope.cancelled_caught:
+                raise RemoteError(f"{self.peer} sent no Hello in {HELLO_SECONDS_MAX:.0f} s")
+            if not data:
+                return
+            self.bytes_received += len(data)
+            for message in decoder.feed(data):
+                if not greeted:
+                    self._greet(message)
+                    greeted = True
+                    nursery.start_soon(ready, self)
+                else:
+                    await self._dispatch(message)
+
+    def _greet(self, message: Message) -> None:
+        if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
+            raise RemoteError(f"{self.peer} speaks another version of the protocol")
+        self.their = message
+
+    async def _dispatch(self, message: Message) -> None:
+        answer = self._answers.get(getattr(message, "request", -1))
+        if answer is not None and isinstance(message, Found | ManifestPart | Refuse):
+            try:
+                answer.send_nowait(message)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                raise RemoteError(f"{self.peer} answered one question twice") from None
+            return
+        await self._handler(self.peer, message)

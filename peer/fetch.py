@@ -1,0 +1,204 @@
+"""One NAR on its way into the store: which manifest, which sources, and when it counts as whole.
+
+Candidates are grouped by ManifestId; one that a trusted key signed goes first, then the one that
+most peers name. A NAR is marked verified only after the SHA-256 of the rebuilt bytes matched; when
+it does not, those who named the manifest are blamed, not those who sent blocks that fit it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from chunker.block import Block
+from chunker.digest import ManifestId
+from chunker.errors import BlockCorrupt, BlockMissing, NarMismatch
+from chunker.manifest import Manifest
+from chunker.rebuild import check_nar, piece
+from chunker.record import PathRecord
+
+from .errors import NotHere
+from .identity import PeerId
+
+if TYPE_CHECKING:
+    from .swarm import Swarm
+
+log = logging.getLogger(__name__)
+
+FIND_SECONDS_MAX = 3.0
+COVER_SECONDS_MAX = 3.0
+STUCK_SECONDS_MAX = 8.0
+
+Offer = tuple[PeerId, PathRecord]
+
+
+def candidates(
+    record: PathRecord, offers: list[Offer], trusted: set[ManifestId]
+) -> list[tuple[ManifestId, list[PeerId]]]:
+    """Manifests offered for exactly this NAR, best first, with who offered each. Pure."""
+    fitting = [
+        (peer, offer)
+        for peer, offer in offers
+        if offer.nar_hash == record.nar_hash
+        and offer.nar_size == record.nar_size
+        and offer.references == record.references
+    ]
+    votes = Counter(offer.manifest for _, offer in fitting)
+    order = sorted(votes, key=lambda item: (item not in trusted, -votes[item], item))
+    return [(wanted, [p for p, offer in fitting if offer.manifest == wanted]) for wanted in order]
+
+
+class Fetch:
+    """Open one with `Fetch.open`; read blocks in any order; `complete` or `close` it."""
+
+    def __init__(
+        self, swarm: Swarm, record: PathRecord, manifest: Manifest, sources: list[PeerId]
+    ) -> None:
+        self.id = record.manifest
+        self.record = record
+        self.manifest = manifest
+        self.sources = sources
+        self.failed = ""
+        self.readers = 0
+        self._swarm = swarm
+        self._missing: set[int] = set()
+        self._change = trio.Event()
+
+    @classmethod
+    async def open(
+        cls, swarm: Swarm, record: PathRecord, offers: list[Offer] | None = None
+    ) -> Fetch | None:
+        """A running fetch whose every missing block has a source, or None.
+
+        Joins the one that is under way, if there is one for this manifest.
+        """
+        if offers is None:
+            offers = await swarm.find(record.store_hash, FIND_SECONDS_MAX)
+        offers = [o for o in offers if not swarm.is_blamed(o[0], o[1].manifest)]
+        trusted = {o.manifest for _, o in offers if swarm.policies.trusted_manifest(o)}
+        offered = {offer.manifest: offer for _, offer in offers}
+        for wanted, peers in candidates(record, offers, trusted):
+            running = swarm.fetches.get(wanted)
+            if running is not None and not running.failed:
+                return running
+            got = await swarm.get_manifest(offered[wanted], peers)
+            if got is None or wanted in swarm.fetches:
+                continue
+            fetch = cls(swarm, offered[wanted], got[0], peers)
+            if await fetch._begin(got[1]):
+                return fetch
+        return None
+
+    async def _begin(self, encoded: bytes) -> bool:
+        store = self._swarm.store
+        store.put_manifest(self.id, encoded, verified=False)
+        held = await trio.to_thread.run_sync(store.has, self.manifest.blocks)
+        self._missing = {index for index, here in enumerate(held) if not here}
+        await self._swarm.begin(self, self._missing)
+        with trio.move_on_after(COVER_SECONDS_MAX):
+            while not self._swarm.covered(self) and not self.failed:
+                await self._change.wait()
+        if self._swarm.covered(self):
+            return True
+        await self.close()
+        return False
+
+    async def block(self, index: int) -> Block:
+        """Wait for block `index`, and read it verified. Raises NotHere when nobody has it."""
+        await self._swarm.reading(self, index)
+        store = self._swarm.store
+        while True:
+            await self._until_present(index)
+            try:
+                return await trio.to_thread.run_sync(store.get, self.manifest.blocks[index])
+            except (BlockMissing, BlockCorrupt) as error:
+                raise NotHere(f"block {index} was lost here: {error}") from error
+
+    async def _until_present(self, index: int) -> None:
+        deadline = float("inf")
+        while index in self._missing:
+            if self.failed == "stuck":
+                deadline = min(deadline, trio.current_time() + STUCK_SECONDS_MAX)
+            elif self.failed:
+                raise NotHere(self.failed)
+            else:
+                deadline = float("inf")
+            with trio.CancelScope(deadline=deadline) as scope:
+                await self._change.wait()
+            if scope.cancelled_caught:
+                raise NotHere(f"no source has block {index} of {self.record.store_path}")
+
+    async def complete(self) -> None:
+        """Fetch everything, check the NAR, mark it verified and close. Raises NotHere."""
+        try:
+            while self._missing:
+                await self._until_present(min(self._missing))
+            await self.check()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.close()
+
+    async def check(self) -> None:
+        """SHA-256 over the rebuilt NAR. Marks it verified, or blames and raises NotHere."""
+        store = self._swarm.store
+        try:
+            await trio.to_thread.run_sync(check_nar, self.manifest, self.record.needles, store)
+        except NarMismatch as error:
+            self.blame()
+            raise NotHere(f"the manifest of {self.record.store_path} is a lie") from error
+        except (BlockMissing, BlockCorrupt) as error:
+            raise NotHere(str(error)) from error
+        await self.mark_verified()
+
+    async def mark_verified(self) -> None:
+        """The caller saw the SHA-256 match."""
+        await trio.to_thread.run_sync(self._mark)
+        self._swarm.catalogue.add(self.record)
+
+    def _mark(self) -> None:
+        store = self._swarm.store
+        encoded = store.manifest(self.id)
+        assert encoded is not None
+        store.flush()
+        store.put_manifest(self.id, encoded, verified=True)
+        store.put_record(self.record)
+        store.flush()
+
+    def blame(self) -> None:
+        self.fail("its manifest is wrong")
+        for peer in self.sources:
+            self._swarm.blame(peer, self.id)
+
+    async def close(self) -> None:
+        await self._swarm.end(self)
+
+    def plain(self, index: int, block: Block) -> bytes:
+        """The bytes of the NAR that block `index` stands for, store hashes restored."""
+        return piece(self.manifest, self.record.needles, index, block)
+
+    # -- called by the swarm -------------------------------------------------------------------
+
+    def present(self, index: int) -> None:
+        self._missing.discard(index)
+        self._changed()
+
+    def heard_of_holder(self) -> None:
+        if self.failed == "stuck":
+            self.failed = ""
+        self._changed()
+
+    def stuck(self) -> None:
+        if not self.failed:
+            self.failed = "stuck"
+        self._changed()
+
+    def fail(self, reason: str) -> None:
+        self.failed = reason
+        self._changed()
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = trio.Event()

@@ -1,0 +1,138 @@
+"""What peers say to each other on `/narswarm/blocks/1`: frozen values, no bytes, no I/O.
+
+A stream belongs to the peer that opened it: the opener asks (Find, Please, GetManifest, Watch,
+Want, Cancel), the other answers. Both begin with Hello. `request` numbers are the asker's own.
+
+A block is asked for by (manifest, index), not by its id: what a peer may have is decided by path,
+so a block that belongs to no path offered to the asker cannot even be named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chunker.block import Encoded
+from chunker.digest import ManifestId
+
+PROTOCOL_VERSION = 1
+SALT_BYTES = 32
+FIND_HASHES_MAX = 256
+WANT_INDEXES_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    version: int
+    role: str
+    """gateway, peer or seed."""
+    salt: bytes
+    """32 random bytes of the answerer; hashes in Find are BLAKE3(salt || store hash)."""
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    request: int
+    hashes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Encoded path records by position in the question; `answered` positions were looked at, the
+    rest is to be asked again (a message holds 4 MiB at most)."""
+
+    request: int
+    answered: int
+    records: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Please:
+    """Look for this path at your own sources. Only for configured peers: it names the hash."""
+
+    request: int
+    store_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetManifest:
+    request: int
+    manifest: ManifestId
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPart:
+    request: int
+    total: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Tell me which blocks of this NAR you hold, now and as they come."""
+
+    request: int
+    manifest: ManifestId
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """Bit n of byte n // 8 (lowest first) is block n. `filling`: the rest is being fetched."""
+
+    manifest: ManifestId
+    filling: bool
+    bitmap: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HaveMore:
+    manifest: ManifestId
+    indexes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    request: int
+    manifest: ManifestId
+    indexes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One block of a Want, in the form in which it is stored."""
+
+    request: int
+    index: int
+    encoded: Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """`reason`: not-here, busy or over-limit. `indexes` of a Want, or empty for all of it."""
+
+    request: int
+    reason: str
+    indexes: tuple[int, ...]
+
+
+Message = (
+    Hello
+    | Find
+    | Found
+    | Please
+    | GetManifest
+    | ManifestPart
+    | Watch
+    | Have
+    | HaveMore
+    | Want
+    | Sent
+    | Cancel
+    | Refuse
+)
