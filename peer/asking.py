@@ -86,7 +86,7 @@ class Asking:
         left, found = list(store_hashes), {}
         while left:
             questions = tuple(salted(self.their.salt, store_hash) for store_hash in left)
-            answer = await self._ask(lambda n, q=questions: Find(n, q))
+            answer = await self._ask(_finding(questions))
             if not isinstance(answer, Found) or answer.answered == 0:
                 raise RemoteError(f"{self.peer} answered a Find with {type(answer).__name__}")
             found.update(self._records(left, answer))
@@ -103,7 +103,7 @@ class Asking:
         """Raises NotHere, or RemoteError where the bytes are not that manifest."""
         data = bytearray()
         while True:
-            answer = await self._ask(lambda n, at=len(data): GetManifest(n, wanted, at))
+            answer = await self._ask(_getting(wanted, len(data)))
             if isinstance(answer, Refuse):
                 raise NotHere(f"{self.peer} does not have manifest {wanted.hex()[:16]}")
             if not isinstance(answer, ManifestPart) or not answer.data:
@@ -186,3 +186,11 @@ class Asking:
                 raise RemoteError(f"{self.peer} answered one question twice") from None
             return
         await self._handler(self.peer, message)
+
+
+def _finding(questions: tuple[bytes, ...]) -> Callable[[int], Message]:
+    return lambda request: Find(request, questions)
+
+
+def _getting(wanted: ManifestId, offset: int) -> Callable[[int], Message]:
+    return lambda request: GetManifest(request, wanted, offset)

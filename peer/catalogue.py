@@ -52,7 +52,8 @@ class Catalogue:
         """A record through which `asker` may have this manifest and its blocks, or None."""
         for store_hash in sorted(self._by_manifest.get(manifest, ())):
             record = self._store.record(store_hash)
-            if record is not None and record.manifest == manifest:
-                if self._may_have(asker, record):
-                    return record
+            if record is None or record.manifest != manifest:
+                continue
+            if self._may_have(asker, record):
+                return record
         return None

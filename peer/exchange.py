@@ -288,7 +288,8 @@ class Exchange:
         flight = self._flights.pop(wanted, None)
         if flight is not None:
             state = self._peers.get(flight.peer)
-            if state is not None and state.owed.pop((flight.request, flight.index), None):
+            place = (flight.request, flight.index)
+            if state is not None and state.owed.pop(place, None) is not None:
                 state.owed_bytes -= flight.length
         return flight
 

@@ -29,7 +29,7 @@ from chunker.store import BlockStore
 from .answering import Answering, Library
 from .asking import Asking
 from .catalogue import Catalogue
-from .errors import NotHere, PeerError, RemoteError, SessionClosed
+from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
 from .fetch import Fetch
 from .identity import Address, PeerId

@@ -1,0 +1,138 @@
+"""The real transport: py-libp2p over TCP with stock Noise and Yamux. The only maker of a host.
+
+What py-libp2p 0.8.1 needs (measured, see docs/decisions): one connection per peer, else each dial
+waits 250 ms for a second address; a reader that stops for 5 s kills the writer; its errors are many
+and are mapped once, here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import multiaddr
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.network.config import ConnectionConfig
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
+
+from .errors import SessionClosed, Unreachable
+from .identity import Address, Identity, PeerId
+from .transport import DIAL_SECONDS_MAX, PROTOCOL, Handler, Stream
+
+log = logging.getLogger(__name__)
+
+WRITE_BYTES = 256 * 1024
+CLOSE_SECONDS_MAX = 1.0
+CONNECTIONS_MAX = 32
+
+
+class Libp2pTransport:
+    """`listen`: (host, port) pairs; port 0 takes any free one."""
+
+    def __init__(self, identity: Identity, listen: Sequence[tuple[str, int]]) -> None:
+        logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+        logging.getLogger("async_service").setLevel(logging.CRITICAL)
+        self.peer = identity.peer_id
+        self._listen = [_multiaddr(host, port) for host, port in listen]
+        keys = create_new_key_pair(identity.seed)
+        noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
+        self._host = new_host(
+            key_pair=keys,
+            sec_opt={NOISE_ID: noise},
+            muxer_preference="YAMUX",
+            connection_config=ConnectionConfig(
+                max_connections_per_peer=1,
+                max_connections=CONNECTIONS_MAX,
+                min_connections=0,
+                low_watermark=1,
+                high_watermark=CONNECTIONS_MAX,
+                dial_timeout=DIAL_SECONDS_MAX,
+            ),
+        )
+        assert str(self._host.get_id()) == self.peer
+
+    def addresses(self) -> tuple[Address, ...]:
+        found = []
+        for address in self._host.get_transport_addrs():
+            words = str(address).split("/")[1:]
+            if len(words) >= 4 and words[0] in ("ip4", "ip6") and words[2] == "tcp":
+                found.append(Address(self.peer, words[1], int(words[3])))
+        return tuple(found)
+
+    async def run(
+        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        async def handle(stream: Any) -> None:
+            wrapped = _Stream(stream)
+            try:
+                await handler(wrapped)
+            except Exception:
+                log.exception("a session of %s failed", wrapped.peer)
+            finally:
+                await wrapped.aclose()
+
+        self._host.set_stream_handler(PROTOCOL, handle)
+        async with self._host.run(listen_addrs=self._listen):
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def open(self, address: Address) -> Stream:
+        peer = ID.from_base58(address.peer)
+        try:
+            with trio.fail_after(DIAL_SECONDS_MAX):
+                if address.host is not None and address.port is not None:
+                    where = _multiaddr(address.host, address.port)
+                    await self._host.connect(PeerInfo(peer, [where]))
+                stream = await self._host.new_stream(peer, [PROTOCOL])
+        except trio.TooSlowError as error:
+            raise Unreachable(f"{address.text} did not answer") from error
+        except Exception as error:  # libp2p has no common base; whatever it is, we have no stream
+            raise Unreachable(f"{address.text}: {error or type(error).__name__}") from error
+        wrapped = _Stream(stream)
+        if wrapped.peer != address.peer:
+            await wrapped.aclose()
+            raise Unreachable(f"{wrapped.peer} answers at the address of {address.peer}")
+        return wrapped
+
+
+class _Stream:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.peer = PeerId(str(stream.muxed_conn.peer_id))
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        from libp2p.network.stream.exceptions import StreamEOF
+
+        try:
+            data: bytes = await self._stream.read(bytes_max)
+            return data
+        except StreamEOF:
+            return b""
+        except Exception as error:
+            raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
+
+    async def send_all(self, data: bytes) -> None:
+        try:
+            for at in range(0, len(data), WRITE_BYTES):
+                await self._stream.write(data[at : at + WRITE_BYTES])
+        except Exception as error:
+            raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
+
+    async def aclose(self) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS_MAX, shield=True):
+            try:
+                await self._stream.close()
+            except Exception as error:
+                log.debug("closing a stream of %s: %s", self.peer, error)
+
+
+def _multiaddr(host: str, port: int) -> multiaddr.Multiaddr:
+    kind = "ip6" if ":" in host else "ip4" if host.replace(".", "").isdigit() else "dns"
+    return multiaddr.Multiaddr(f"/{kind}/{host}/tcp/{port}")

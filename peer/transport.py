@@ -1,0 +1,167 @@
+"""Authenticated streams between peers: the protocol, and its version in memory.
+
+Contract (tests/contract/test_transport.py): a stream's `peer` is proven, not claimed; a peer that
+vanishes shows as SessionClosed or an end of stream, never as silence alone; writers feel a reader
+that does not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+
+from .errors import SessionClosed, Unreachable
+from .identity import Address, PeerId
+
+PROTOCOL = "/narswarm/blocks/1"
+DIAL_SECONDS_MAX = 5.0
+MEMORY_BUFFER_BYTES = 256 * 1024
+
+
+class Stream(Protocol):
+    peer: PeerId
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        """b"" at the end. Raises SessionClosed if the stream broke."""
+        ...
+
+    async def send_all(self, data: bytes) -> None:
+        """One writer at a time. Raises SessionClosed."""
+        ...
+
+    async def aclose(self) -> None:
+        """Never raises; may be called twice."""
+        ...
+
+
+Handler = Callable[[Stream], Awaitable[None]]
+
+
+class Transport(Protocol):
+    peer: PeerId
+
+    def addresses(self) -> tuple[Address, ...]: ...
+
+    async def run(
+        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen until cancelled; each inbound stream gets a task of its own."""
+        ...
+
+    async def open(self, address: Address) -> Stream:
+        """A new stream to exactly that peer. Raises Unreachable."""
+        ...
+
+
+class MemoryNetwork:
+    """All transports of one test; `cut` takes a peer away, `restore` brings it back."""
+
+    def __init__(self) -> None:
+        self.transports: dict[PeerId, MemoryTransport] = {}
+        self.streams: list[MemoryStream] = []
+        self._away: set[PeerId] = set()
+
+    def cut(self, peer: PeerId) -> None:
+        self._away.add(peer)
+        for stream in self.streams:
+            if peer in (stream.peer, stream.here):
+                stream.sever()
+
+    def restore(self, peer: PeerId) -> None:
+        self._away.discard(peer)
+
+    def is_away(self, peer: PeerId) -> bool:
+        return peer in self._away
+
+
+class MemoryStream:
+    def __init__(self, here: PeerId, peer: PeerId) -> None:
+        self.here = here
+        self.peer = peer
+        self.other: MemoryStream | None = None
+        self._buffer = bytearray()
+        self._ended = False
+        self._broken = False
+        self._change = trio.Event()
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self._broken:
+                raise SessionClosed(f"the stream to {self.peer} broke")
+            if self._ended:
+                return b""
+            await self._change.wait()
+        data = bytes(self._buffer[:bytes_max])
+        del self._buffer[:bytes_max]
+        self._wake()
+        return data
+
+    async def send_all(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        other = self.other
+        assert other is not None
+        for at in range(0, len(data), MEMORY_BUFFER_BYTES):
+            while len(other._buffer) >= MEMORY_BUFFER_BYTES and not self._over(other):
+                await other._change.wait()
+            if self._over(other):
+                raise SessionClosed(f"{self.peer} is gone")
+            other._buffer += data[at : at + MEMORY_BUFFER_BYTES]
+            other._wake()
+
+    async def aclose(self) -> None:
+        self._ended = True
+        self._wake()
+        if self.other is not None:
+            self.other._ended = True
+            self.other._wake()
+
+    def sever(self) -> None:
+        self._broken = True
+        self._buffer.clear()
+        self._wake()
+
+    def _over(self, other: MemoryStream) -> bool:
+        return self._broken or self._ended or other._broken or other._ended
+
+    def _wake(self) -> None:
+        self._change.set()
+        self._change = trio.Event()
+
+
+class MemoryTransport:
+    def __init__(self, network: MemoryNetwork, peer: PeerId) -> None:
+        self.peer = peer
+        self._network = network
+        self._handler: Handler | None = None
+        self._nursery: trio.Nursery | None = None
+        network.transports[peer] = self
+
+    def addresses(self) -> tuple[Address, ...]:
+        return (Address(self.peer, "127.0.0.1", 1),)
+
+    async def run(
+        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            self._handler, self._nursery = handler, nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._handler = self._nursery = None
+
+    async def open(self, address: Address) -> Stream:
+        await trio.lowlevel.checkpoint()
+        network = self._network
+        there = network.transports.get(address.peer)
+        away = network.is_away(address.peer) or network.is_away(self.peer)
+        if there is None or away or there._nursery is None or there._handler is None:
+            raise Unreachable(f"nobody answers at {address.text}")
+        ours, theirs = MemoryStream(self.peer, there.peer), MemoryStream(there.peer, self.peer)
+        ours.other, theirs.other = theirs, ours
+        network.streams += [ours, theirs]
+        there._nursery.start_soon(there._handler, theirs)
+        return ours
