@@ -1,0 +1,127 @@
+"""Decoders with a bound: an upstream's NAR never becomes more than the NarSize that was signed.
+
+Output leaves in pieces of at most 1 MiB, so that a bomb costs one piece of memory and not its size.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import zstandard
+
+from .errors import UpstreamError
+
+PIECE_BYTES = 1024 * 1024
+XZ_MEMORY_BYTES_MAX = 256 * 1024 * 1024
+ZSTD_WINDOW_BYTES_MAX = 1 << 27
+
+
+class _Codec(Protocol):
+    def pieces(self, data: bytes) -> Iterator[bytes]: ...
+    @property
+    def at_end(self) -> bool: ...
+
+
+class _Plain:
+    at_end = True
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        for at in range(0, len(data), PIECE_BYTES):
+            yield data[at : at + PIECE_BYTES]
+
+
+class _Bounded:
+    """bz2 and lzma: `decompress(data, max_length)`, `needs_input`, `eof`."""
+
+    def __init__(self, codec: bz2.BZ2Decompressor | lzma.LZMADecompressor) -> None:
+        self._codec = codec
+
+    @property
+    def at_end(self) -> bool:
+        return self._codec.eof
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        if self._codec.eof:
+            raise UpstreamError("bytes after the end of the compressed NAR")
+        yield self._codec.decompress(data, PIECE_BYTES)
+        while not self._codec.needs_input and not self._codec.eof:
+            yield self._codec.decompress(b"", PIECE_BYTES)
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        self._codec = zlib.decompressobj(wbits=31)
+
+    @property
+    def at_end(self) -> bool:
+        return self._codec.eof
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        while data and not self._codec.eof:
+            yield self._codec.decompress(data, PIECE_BYTES)
+            data = self._codec.unconsumed_tail
+
+
+class _Zstd:
+    """Input is fed in small steps: zstd has no output bound, but a step cannot give much."""
+
+    STEP_BYTES = 1024
+
+    def __init__(self) -> None:
+        factory = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
+        self._codec = factory.decompressobj(write_size=PIECE_BYTES)
+
+    @property
+    def at_end(self) -> bool:
+        return self._codec.eof
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        for at in range(0, len(data), self.STEP_BYTES):
+            if self._codec.eof:
+                raise UpstreamError("bytes after the end of the compressed NAR")
+            yield self._codec.decompress(data[at : at + self.STEP_BYTES])
+
+
+class Decoder:
+    """feed compressed bytes, get plain pieces. Raises UpstreamError."""
+
+    def __init__(self, codec: _Codec, output_bytes_max: int) -> None:
+        self._codec = codec
+        self._left = output_bytes_max
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        try:
+            for piece in self._codec.pieces(data):
+                self._left -= len(piece)
+                if self._left < 0:
+                    raise UpstreamError("the NAR is longer than its signed NarSize")
+                if piece:
+                    yield piece
+        except (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+            raise UpstreamError(f"the compressed NAR is damaged: {error}") from error
+
+    def finish(self) -> None:
+        if not self._codec.at_end:
+            raise UpstreamError("the compressed NAR ends too early")
+
+
+def make_decoder(compression: str, output_bytes_max: int) -> Decoder:
+    """`compression` as in a narinfo. Raises UpstreamError for an unknown one."""
+    codec: _Codec
+    if compression == "none":
+        codec = _Plain()
+    elif compression == "xz":
+        codec = _Bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY_BYTES_MAX))
+    elif compression == "bzip2":
+        codec = _Bounded(bz2.BZ2Decompressor())
+    elif compression == "gzip":
+        codec = _Gzip()
+    elif compression == "zstd":
+        codec = _Zstd()
+    else:
+        raise UpstreamError(f"the compression {compression!r:.40} is not known here")
+    return Decoder(codec, output_bytes_max)
