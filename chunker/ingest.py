@@ -17,7 +17,7 @@ from .digest import BlockId, ManifestId, NarHash, manifest_id, nix32_encode
 from .errors import NarMismatch
 from .manifest import FileMapWriter, Manifest, encode_manifest
 from .nar import Entry, NarReader
-from .references import Normaliser, needles_digest
+from .references import Normaliser, Rewrites, needles_digest
 from .store import BlockStore
 
 PIECE_BYTES = 1024 * 1024
@@ -40,8 +40,14 @@ class Ingest:
         self._normaliser = Normaliser(needles)
         self._cutter = Cutter()
         self._files = FileMapWriter()
-        self._blocks: list[BlockId] = []
-        self._lengths = array("I")
+        self.blocks: list[BlockId] = []
+        """Grows as blocks are cut and stored, before the NAR is known to be right."""
+        self.lengths = array("I")
+
+    @property
+    def rewrites(self) -> Rewrites:
+        """Those of all blocks so far, and perhaps more."""
+        return self._normaliser.rewrites
 
     def feed(self, data: bytes) -> None:
         """Raises NarError, NarMismatch or StoreFull."""
@@ -87,12 +93,12 @@ class Ingest:
 
     def _keep(self, pieces: list[bytes]) -> None:
         blocks = [Block.of(piece) for piece in pieces]
-        for block, held in zip(blocks, self._store.has([b.id for b in blocks]), strict=True):
-            self._blocks.append(block.id)
-            self._lengths.append(len(block.data))
-            self.held_blocks += held
-            self.new_blocks += not held
+        held = sum(self._store.has([block.id for block in blocks]))
         self._store.put(blocks)
+        self.held_blocks += held
+        self.new_blocks += len(blocks) - held
+        self.lengths.extend(len(block.data) for block in blocks)
+        self.blocks.extend(block.id for block in blocks)
 
     def _commit(self, nar_hash: NarHash) -> tuple[ManifestId, Manifest]:
         manifest = Manifest(
@@ -100,9 +106,9 @@ class Ingest:
             self.bytes_fed,
             CUT_RULE,
             needles_digest(self._needles),
-            tuple(self._blocks),
-            self._lengths,
-            self._normaliser.rewrites,
+            tuple(self.blocks),
+            self.lengths,
+            self.rewrites,
             self._files.finish(),
         )
         encoded = encode_manifest(manifest)

@@ -135,10 +135,10 @@ async def serve_http(
     """The gateway's HTTP side, until `stopping`; current answers are finished first."""
     from .server import serve
     from .substituter import Substituter
-    from .upstream import Upstream
+    from .upstream import open_cache
 
     config = running.config
-    upstreams = tuple(Upstream(url) for url in config.upstreams)
+    upstreams = tuple(open_cache(url) for url in config.upstreams)
     substituter = Substituter(
         running.store, running.swarm, upstreams, running.keys, config.priority
     )
@@ -154,7 +154,10 @@ async def serve_http(
     names = {config.http_host, "127.0.0.1", "localhost", "[::1]"}
     hosts = frozenset({f"{name}:{port}" for name in names} | names)
     await listening(running)
-    await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(substituter.deliveries.run)
+        await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
+        nursery.cancel_scope.cancel()
 
 
 def trusted_keys(config: Config) -> KeyRing:
@@ -218,8 +221,7 @@ async def _discover(running: Node) -> None:
     from peer.lan import LanDiscovery
 
     swarm = running.swarm
-    port = next((address.port for address in swarm.addresses() if address.port), 0)
-    await LanDiscovery(running.identity, port, swarm.addresses()).run(swarm.discovered)
+    await LanDiscovery(running.identity, swarm.addresses()).run(swarm.discovered)
 
 
 async def _flush(store: PackStore) -> None:

@@ -21,10 +21,11 @@ Command = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.WARNING,
-        format="narswarm: %(levelname)s: %(message)s",
-        stream=sys.stderr,
+        level=logging.WARNING, format="narswarm: %(levelname)s: %(message)s", stream=sys.stderr
     )
+    if options.verbose:
+        for package in ("chunker", "peer", "gateway"):
+            logging.getLogger(package).setLevel(logging.DEBUG)
     command: Command = options.command
     try:
         return command(options)
@@ -174,9 +175,9 @@ def _text(path: Path | None) -> str | None:
 
 
 _NODE_FIELDS = (
-    "listen peers seeds trusted_public_keys publish_keys lan use_nix_conf block_codec "
-    "http_host http_port priority upstreams"
-).split()
+    "listen", "peers", "seeds", "trusted_public_keys", "publish_keys", "lan", "use_nix_conf",
+    "block_codec", "http_host", "http_port", "priority", "upstreams",
+)  # fmt: skip
 
 
 def _node(role: str, options: argparse.Namespace) -> int:

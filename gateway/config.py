@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from .errors import ConfigError
 
@@ -232,7 +232,7 @@ def _choice(*choices: str) -> Callable[[object, str], str]:
     def read(value: object, where: str) -> str:
         if value not in choices:
             raise _wrong(where, " or ".join(f"'{choice}'" for choice in choices), value)
-        return cast(str, value)
+        return value
 
     return read
 

@@ -1,31 +1,30 @@
 """One NAR on its way to Nix: from the store, from peers, from an upstream, or from all in turn.
 
-| what is here                       | how it is delivered                                          |
-|------------------------------------|--------------------------------------------------------------|
-| a verified manifest, every block   | straight from the store                                      |
-| peers that cover what is missing   | block by block behind a Fetch; SHA-256 runs along            |
-| an upstream that has it            | its NAR is cut and stored; blocks follow when it is verified |
-| none of these                      | None: 404 before the first byte                              |
+| what is here                       | how it is delivered                                         |
+|------------------------------------|-------------------------------------------------------------|
+| a verified manifest, every block   | straight from the store                                     |
+| peers that cover what is missing   | block by block behind a Fetch                               |
+| an upstream that has it            | block by block behind a Filling, as it is cut and stored    |
+| none of these                      | None: 404 before the first byte                             |
 
-A NAR that was never verified here keeps its last block back until the SHA-256 of the whole
-matched; a body that turns out wrong raises BodyBroken, which cuts the connection. When the peers
-fail in the middle, the upstream fills the store and the same body goes on: honest sources derive
-the same manifest. A NarHash whose body was cut as wrong serves no ranges for a while, because Nix
-would join the right tail to the wrong head.
+A NAR that was never verified here passes through SHA-256 and keeps its last block back until the
+whole matched; a body that turns out wrong raises BodyBroken, which cuts the connection. When the
+peers fail in the middle, the body goes on behind a Filling: honest sources derive the same blocks.
+A NarHash whose body was cut as wrong serves no ranges for a while, because Nix would join the right
+tail to the wrong head.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import trio
 
-from chunker.digest import ManifestId, NarHash
-from chunker.errors import BlockCorrupt, BlockMissing, ChunkerError
-from chunker.ingest import Ingest
+from chunker.digest import NarHash
+from chunker.errors import BlockCorrupt, BlockMissing
 from chunker.manifest import Manifest, decode_manifest
 from chunker.rebuild import piece
 from chunker.record import PathRecord
@@ -35,7 +34,7 @@ from peer.fetch import Fetch
 from peer.swarm import Swarm
 
 from .errors import UpstreamError
-from .narinfo import Narinfo
+from .filling import Filling
 from .server import BodyBroken
 from .trust import Admitted
 from .upstream import Upstream
@@ -44,7 +43,9 @@ log = logging.getLogger(__name__)
 
 WRONG_SECONDS = 600.0
 SOURCES_SECONDS_MAX = 4.0
-NO_MANIFEST = ManifestId(b"\0" * 32)
+CLEAN_UP_SECONDS_MAX = 5.0
+
+Body = Callable[[int, int], AsyncIterator[bytes]]
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,26 @@ class Delivery:
     """A NAR that can be finished. `body(start, end)` yields exactly end - start bytes."""
 
     size: int
-    body: _Body
-
-
-class _Body:
-    def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
-        raise NotImplementedError
+    body: Body
 
 
 class Deliveries:
     """All NARs under way; the same NAR is fetched once however many ask."""
 
     def __init__(self, store: BlockStore, swarm: Swarm, upstreams: tuple[Upstream, ...]) -> None:
+        self.upstream_bytes = 0
         self._store = store
         self._swarm = swarm
         self._upstreams = upstreams
         self._wrong: dict[NarHash, float] = {}
-        self._filling: dict[NarHash, trio.Event] = {}
-        self.upstream_bytes = 0
+        self._fillings: dict[NarHash, Filling] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Owns the downloads from upstreams; they go on when their reader goes away."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
 
     def is_wrong(self, nar_hash: NarHash) -> bool:
         """A body of this NAR was cut as wrong lately: no ranges."""
@@ -82,14 +85,12 @@ class Deliveries:
             manifest = await trio.to_thread.run_sync(self._complete, held)
             if manifest is not None:
                 return Delivery(record.nar_size, _StoredBody(self._store, held, manifest))
-        fetch = await self._from_peers(record)
-        if fetch is not None:
+        filling = self._fillings.get(record.nar_hash)
+        if filling is None and (fetch := await self._from_peers(record)) is not None:
             return Delivery(record.nar_size, _FetchedBody(self, fetch))
-        if await self._fill_from_upstream(record):
-            held = self._store.record(record.store_hash)
-            manifest = None if held is None else self._complete(held)
-            if held is not None and manifest is not None:
-                return Delivery(record.nar_size, _StoredBody(self._store, held, manifest))
+        filling = filling or self.fill(record)
+        if filling is not None and await filling.has_started():
+            return Delivery(record.nar_size, _FilledBody(self, filling))
         return None
 
     def _complete(self, record: PathRecord) -> Manifest | None:
@@ -113,73 +114,40 @@ class Deliveries:
             log.warning("peers cannot deliver %s: %s", record.store_path, error)
             return None
 
-    async def _fill_from_upstream(self, record: PathRecord) -> bool:
-        """Bring the whole NAR into the store, verified. One at a time per NarHash."""
-        while (running := self._filling.get(record.nar_hash)) is not None:
-            await running.wait()
-            held = self._store.record(record.store_hash)
-            if held is not None and self._store.is_verified(held.manifest):
-                return True
-        done = self._filling[record.nar_hash] = trio.Event()
-        try:
-            for upstream in self._upstreams:
-                try:
-                    info = await upstream.narinfo(record.store_hash)
-                    if info is not None and info.nar_hash == record.nar_hash:
-                        await self._ingest(upstream, info, record)
-                        return True
-                except (UpstreamError, ChunkerError) as error:
-                    log.warning("upstream failed on %s: %s", record.store_path, error)
-            return False
-        finally:
-            del self._filling[record.nar_hash]
-            done.set()
-
-    async def _ingest(self, upstream: Upstream, info: Narinfo, record: PathRecord) -> None:
-        ingest = Ingest(self._store, record.needles, nar_size_max=record.nar_size)
-        async with upstream.nar(info) as pieces:
-            async for data in pieces:
-                self.upstream_bytes += len(data)
-                await trio.to_thread.run_sync(ingest.feed, data)
-        manifest, _ = await trio.to_thread.run_sync(ingest.finish, record.nar_hash, record.nar_size)
-        await trio.to_thread.run_sync(self._remember, record, manifest)
-        self._swarm.catalogue.add(self._with(record, manifest))
-
-    def _remember(self, record: PathRecord, manifest: ManifestId) -> None:
-        self._store.put_record(self._with(record, manifest))
-        self._store.flush()
-
-    @staticmethod
-    def _with(record: PathRecord, manifest: ManifestId) -> PathRecord:
-        return PathRecord(
-            record.store_path,
-            record.nar_hash,
-            record.nar_size,
-            record.references,
-            record.signatures,
-            record.content_address,
-            manifest,
-            record.manifest_signatures if record.manifest == manifest else (),
-        )
-
     # -- what a body under way needs -----------------------------------------------------------
 
-    async def rescue(self, fetch: Fetch) -> bool:
-        """The peers failed: let an upstream complete the store. True if the same blocks came."""
-        if not await self._fill_from_upstream(fetch.record):
-            return False
-        held = self._store.record(fetch.record.store_hash)
-        return held is not None and held.manifest == fetch.id
+    def fill(self, record: PathRecord) -> Filling | None:
+        """The running download of this NAR, or a new one; None without upstreams."""
+        filling = self._fillings.get(record.nar_hash)
+        if filling is None and self._upstreams and self._nursery is not None:
+            filling = Filling(self._store, record, self._upstreams)
+            self._fillings[record.nar_hash] = filling
+            self._nursery.start_soon(self._run_filling, filling)
+        return filling
 
-    def found_wrong(self, fetch: Fetch) -> None:
-        fetch.blame()
-        self._wrong[fetch.record.nar_hash] = trio.current_time() + WRONG_SECONDS
+    async def _run_filling(self, filling: Filling) -> None:
+        try:
+            await filling.run(self._filled)
+        finally:
+            self.upstream_bytes += filling.bytes_received
+            del self._fillings[filling.record.nar_hash]
 
-    async def released(self, fetch: Fetch) -> None:
-        await self._swarm.end(fetch)
+    def _filled(self, filling: Filling) -> None:
+        assert filling.manifest is not None
+        record, manifest = filling.record, filling.manifest
+        vouched = record.manifest_signatures if record.manifest == manifest else ()
+        record = replace(record, manifest=manifest, manifest_signatures=vouched)
+        self._store.put_record(record)
+        self._swarm.catalogue.add(record)
+
+    def found_wrong(self, record: PathRecord) -> None:
+        self._wrong[record.nar_hash] = trio.current_time() + WRONG_SECONDS
+
+    async def release(self, fetch: Fetch) -> None:
+        await fetch.close()
 
 
-class _StoredBody(_Body):
+class _StoredBody:
     def __init__(self, store: BlockStore, record: PathRecord, manifest: Manifest) -> None:
         self._store = store
         self._record = record
@@ -201,9 +169,48 @@ class _StoredBody(_Body):
         return piece(self._manifest, self._record.needles, index, block)
 
 
-class _FetchedBody(_Body):
-    """Blocks in order from 0, also for a range: the SHA-256 must see them all."""
+async def _checked(
+    record: PathRecord,
+    start: int,
+    end: int,
+    read: Callable[[int, int], Awaitable[bytes]],
+    wrong: Callable[[], None],
+) -> AsyncIterator[bytes]:
+    """Bytes start..end of what `read(index, offset)` gives. All blocks pass, also for a range, as
+    the SHA-256 must see them; the last one only when it matched."""
+    digest, offset, index = hashlib.sha256(), 0, 0
+    while offset < record.nar_size:
+        data = await read(index, offset)
+        digest.update(data)
+        whole = offset + len(data) >= record.nar_size
+        if whole and digest.digest() != record.nar_hash:
+            wrong()
+            raise BodyBroken(f"{record.store_path}: the rebuilt NAR is not what was signed")
+        if offset < end and offset + len(data) > start:
+            yield data[max(0, start - offset) : end - offset]
+        offset += len(data)
+        index += 1
 
+
+class _FilledBody:
+    def __init__(self, deliveries: Deliveries, filling: Filling) -> None:
+        self._deliveries = deliveries
+        self._filling = filling
+
+    async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
+        record = self._filling.record
+        wrong = lambda: self._deliveries.found_wrong(record)  # noqa: E731
+        async for data in _checked(record, start, end, self._read, wrong):
+            yield data
+
+    async def _read(self, index: int, offset: int) -> bytes:
+        try:
+            return await self._filling.piece(index, offset)
+        except (UpstreamError, BlockMissing, BlockCorrupt) as error:
+            raise BodyBroken(str(error)) from error
+
+
+class _FetchedBody:
     def __init__(self, deliveries: Deliveries, fetch: Fetch) -> None:
         self._deliveries = deliveries
         self._fetch = fetch
@@ -211,44 +218,37 @@ class _FetchedBody(_Body):
     async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
         fetch = self._fetch
         fetch.readers += 1
-        finished = False
+        last = False
         try:
-            digest, offset, last = hashlib.sha256(), 0, len(fetch.manifest.lengths) - 1
-            for index in range(last + 1):
-                data = await self._block(index)
-                digest.update(data)
-                if index == last:
-                    await self._verify(digest.digest())
-                if offset < end and offset + len(data) > start:
-                    yield data[max(0, start - offset) : end - offset]
-                offset += len(data)
-            finished = True
+            async for data in _checked(fetch.record, start, end, self._read, self._wrong):
+                yield data
+            last = True
+            await fetch.mark_verified()
         finally:
             fetch.readers -= 1
-            if finished or fetch.readers == 0:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                    await self._deliveries.released(fetch)
+            if last or fetch.readers == 0:
+                with trio.CancelScope(
+                    shield=True, deadline=trio.current_time() + CLEAN_UP_SECONDS_MAX
+                ):
+                    await self._deliveries.release(fetch)
 
-    async def _block(self, index: int) -> bytes:
+    def _wrong(self) -> None:
+        self._fetch.blame()
+        self._deliveries.found_wrong(self._fetch.record)
+
+    async def _read(self, index: int, offset: int) -> bytes:
         fetch = self._fetch
         try:
-            block = await fetch.block(index)
+            return fetch.plain(index, await fetch.block(index))
         except NotHere as error:
-            log.warning("%s: %s; trying the upstream", fetch.record.store_path, error)
-            if not await self._deliveries.rescue(fetch):
-                raise BodyBroken(str(error)) from error
-            fetch.present(index)
-            for other in range(len(fetch.manifest.blocks)):
-                fetch.present(other)
-            try:
-                block = await fetch.block(index)
-            except NotHere as again:
-                raise BodyBroken(str(again)) from again
-        return fetch.plain(index, block)
+            log.warning("%s: %s; trying the upstreams", fetch.record.store_path, error)
+            return await self._rescued(index, offset, error)
 
-    async def _verify(self, digest: bytes) -> None:
-        fetch = self._fetch
-        if digest != fetch.record.nar_hash:
-            self._deliveries.found_wrong(fetch)
-            raise BodyBroken(f"{fetch.record.store_path}: the rebuilt NAR is not what was signed")
-        await fetch.mark_verified()
+    async def _rescued(self, index: int, offset: int, reason: NotHere) -> bytes:
+        filling = self._deliveries.fill(self._fetch.record)
+        try:
+            if filling is None or await filling.block(index) != self._fetch.manifest.blocks[index]:
+                raise BodyBroken(str(reason)) from reason
+            return await filling.piece(index, offset)
+        except (UpstreamError, BlockMissing, BlockCorrupt) as error:
+            raise BodyBroken(str(error)) from error

@@ -29,7 +29,7 @@ from chunker.digest import nix32_encode
 from peer.identity import load_or_create
 
 from .control import ask
-from .demo_closure import DemoPath, make_closure, write_cache
+from .demo_closure import CachedPath, make_closure, write_cache
 from .errors import GatewayError, NarinfoError
 from .narinfo import Narinfo, fingerprint, parse
 from .signing import KeyRing, generate
@@ -139,7 +139,7 @@ class _Demo:
         return self._result(me, closure, version, survived)
 
     def _result(
-        self, me: Program, closure: Sequence[DemoPath], version: str | None, survived: bool
+        self, me: Program, closure: Sequence[CachedPath], version: str | None, survived: bool
     ) -> dict[str, object]:
         status = me.status()
         blocks = {"peer": 0, "seed": 0}
@@ -166,15 +166,13 @@ class _Demo:
 
     # -- steps -------------------------------------------------------------------------------
 
-    def _make_caches(self) -> list[DemoPath]:
+    def _make_caches(self) -> list[CachedPath]:
         self._say("making a closure and keys")
-        closure = make_closure(SEED, self._top / "trees")
-        write_cache(closure, self._top / "cache", self._key)
+        closure = write_cache(make_closure(SEED), self._top / "cache", self._key)
         self._strange: dict[str, str] = {}
         stranger = generate("stranger-1")
         cache = self._top / "strange"
-        strange = make_closure(SEED + 1, self._top / "strange-trees", paths=2, bytes_total=200_000)
-        write_cache(strange, cache, stranger)
+        strange = write_cache(make_closure(SEED + 1, 2, 200_000), cache, stranger)
         for name, path in zip(("unsigned", "untrusted"), strange, strict=True):
             self._strange[name] = path.store_hash
         file = cache / f"{strange[0].store_hash}.narinfo"
@@ -218,7 +216,7 @@ class _Demo:
         raise DemoFailed(f"the gateway did not reach {count} peers in {START_SECONDS_MAX:.0f} s")
 
     def _fetch_others(
-        self, me: Program, closure: Sequence[DemoPath], largest: DemoPath, nix: str | None
+        self, me: Program, closure: Sequence[CachedPath], largest: CachedPath, nix: str | None
     ) -> str | None:
         users = {largest.store_path}
         for path in closure:  # references come first
@@ -236,7 +234,7 @@ class _Demo:
                 self._fetch(me.url, path)
         return version
 
-    def _survive(self, me: Program, lan: Program, path: DemoPath) -> bool:
+    def _survive(self, me: Program, lan: Program, path: CachedPath) -> bool:
         info = self._narinfo(me.url, path.store_hash)
         digest = hashlib.sha256()
         with _open(f"{me.url}/{info.url}") as answer:
@@ -267,7 +265,7 @@ class _Demo:
             raise DemoFailed(f"{info.store_path} has no signature by {self._key.public.name}")
         return info
 
-    def _fetch(self, url: str, path: DemoPath) -> None:
+    def _fetch(self, url: str, path: CachedPath) -> None:
         info = self._narinfo(url, path.store_hash)
         digest, size = hashlib.sha256(), 0
         try:
@@ -282,7 +280,7 @@ class _Demo:
                 f"{info.store_path}: got {size} bytes with hash {nix32_encode(digest.digest())}"
             )
 
-    def _nix_copy(self, nix: str, url: str, paths: Sequence[DemoPath]) -> None:
+    def _nix_copy(self, nix: str, url: str, paths: Sequence[CachedPath]) -> None:
         home = self._top / "nix-home"
         home.mkdir(exist_ok=True)
         settings = (

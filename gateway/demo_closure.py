@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from chunker.digest import NarHash, nix32_encode
-from chunker.record import STORE_DIRECTORY
+from chunker.record import STORE_DIRECTORY, store_hash
 
 from .narinfo import fingerprint
 
@@ -53,6 +53,20 @@ class SecretKey(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class CachedPath:
+    """A path of the closure as it was written to a binary cache."""
+
+    store_path: str
+    references: tuple[str, ...]
+    nar_hash: NarHash
+    nar_size: int
+
+    @property
+    def store_hash(self) -> str:
+        return store_hash(self.store_path)
+
+
+@dataclass(frozen=True, slots=True)
 class DemoPath:
     """`references` are full store paths, sorted; `content_bytes` is about the size of the NAR."""
 
@@ -80,8 +94,8 @@ def make_closure(seed: int, paths: int = 24, bytes_total: int = BYTES_DEFAULT) -
     unused: set[str] = set()
     for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
         own_seed = f"narswarm-demo {seed} {index} {name}"
-        store_hash = nix32_encode(hashlib.sha256(own_seed.encode()).digest()[:20])
-        store_path = f"{STORE_DIRECTORY}/{store_hash}-{name}"
+        hash_part = nix32_encode(hashlib.sha256(own_seed.encode()).digest()[:20])
+        store_path = f"{STORE_DIRECTORY}/{hash_part}-{name}"
         references = _references(own_seed, closure)
         if index == paths - 1:
             references |= unused
@@ -94,8 +108,11 @@ def make_closure(seed: int, paths: int = 24, bytes_total: int = BYTES_DEFAULT) -
     return closure
 
 
-def write_cache(closure: Sequence[DemoPath], directory: Path, secret: SecretKey) -> None:
+def write_cache(
+    closure: Sequence[DemoPath], directory: Path, secret: SecretKey
+) -> list[CachedPath]:
     """A binary cache as Nix reads it from `file://`, uncompressed; every narinfo is signed."""
+    written: list[CachedPath] = []
     (directory / "nar").mkdir(parents=True, exist_ok=True)
     (directory / "nix-cache-info").write_text(
         f"StoreDir: {STORE_DIRECTORY}\nWantMassQuery: 1\nPriority: 40\n"
@@ -105,13 +122,14 @@ def write_cache(closure: Sequence[DemoPath], directory: Path, secret: SecretKey)
         signature = secret.sign(fingerprint(path.store_path, nar_hash, nar_size, path.references))
         base_names = (to[len(STORE_DIRECTORY) + 1 :] for to in path.references)
         nar_hash_text = f"sha256:{nix32_encode(nar_hash)}"
-        store_hash = path.store_path[len(STORE_DIRECTORY) + 1 :][:32]
-        (directory / f"{store_hash}.narinfo").write_text(
+        written.append(CachedPath(path.store_path, path.references, nar_hash, nar_size))
+        (directory / f"{store_hash(path.store_path)}.narinfo").write_text(
             f"StorePath: {path.store_path}\nURL: {url}\nCompression: none\n"
             f"FileHash: {nar_hash_text}\nFileSize: {nar_size}\n"
             f"NarHash: {nar_hash_text}\nNarSize: {nar_size}\n"
             f"References: {' '.join(base_names)}\nSig: {signature}\n"
         )
+    return written
 
 
 def _write_nar(path: DemoPath, directory: Path) -> tuple[NarHash, int, str]:

@@ -19,7 +19,7 @@ from chunker.packs import PackStore
 from .app import Node, node, serve_http
 from .config import Config
 from .errors import GatewayError, UsageError
-from .nixstore import NixStore
+from .nixstore import NixStore, PathInfo
 from .seeding import Progress, seed_cache, seed_store
 from .signing import KeyRing, PublicKey, SecretKey, read_secret_key
 from .terminal import megabytes
@@ -96,12 +96,13 @@ async def _fill(running: Node, options: argparse.Namespace, sign_key: SecretKey 
     caches = [source for source in options.sources if "://" in source]
     paths = [source for source in options.sources if "://" not in source]
     publish = KeyRing(tuple(PublicKey.parse(text) for text in running.config.publish_keys))
-    if paths:
+    if paths and not caches:
         await trio.to_thread.run_sync(
             _fill_from_store, running.store, paths, options, sign_key, publish
         )
     for url in caches:
-        async for progress in seed_cache(running.store, url, sign_key=sign_key):
+        shown = seed_cache(running.store, url, paths, closure=options.closure, sign_key=sign_key)
+        async for progress in shown:
             _show(progress)
     for record in running.store.records():
         running.swarm.catalogue.add(record)
@@ -127,7 +128,7 @@ def _fill_from_store(
         nix.close()
 
 
-def _info(nix: NixStore, path: str):  # type: ignore[no-untyped-def]
+def _info(nix: NixStore, path: str) -> PathInfo:
     info = nix.info(path)
     if info is None:
         raise UsageError(f"{path} is not a valid path of this Nix store; build it first")

@@ -1,11 +1,11 @@
 """What Nix asks, and what it gets: routes to answers. No framing, no sockets.
 
-| asked                      | answer                                                              |
-|----------------------------|---------------------------------------------------------------------|
-| /nix-cache-info            | always                                                              |
-| /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404               |
-| /nar/<hash>-<narhash>.nar  | the NAR, whole or a range; 404 before the first byte if not to be had |
-| anything else              | 404                                                                 |
+| asked                      | answer                                                             |
+|----------------------------|--------------------------------------------------------------------|
+| /nix-cache-info            | always                                                             |
+| /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404             |
+| /nar/<hash>-<narhash>.nar  | the NAR, whole or a range, else 404 before the first byte           |
+| anything else              | 404                                                                |
 
 Never 400, 429 or 5xx for these: Nix 2.8 and 2.26 then fail a build that another substituter could
 serve. 404 for a path is said only when every source answered, or after 5 s (Nix remembers it for
@@ -24,9 +24,10 @@ from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.swarm import Swarm
 
-from .delivery import NO_MANIFEST, Deliveries
+from .delivery import Deliveries
 from .errors import NotTrusted, UpstreamError
-from .narinfo import Narinfo, format, parse_nar_url
+from .narinfo import format, parse_nar_url
+from .seeding import record_of
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
 from .trust import Admitted, admit
@@ -94,7 +95,7 @@ class Substituter:
         size = admitted.record.nar_size
         span = parse_range(request.headers.get("range"), size)
         if isinstance(span, Unsatisfiable):
-            return Response(416, (("Content-Range", f"bytes */{size}"),), b"", None)
+            return Response(416, (("Content-Range", f"bytes */{size}"),), b"", 0)
         if span is not None and self.deliveries.is_wrong(admitted.record.nar_hash):
             return _not_found()
         headers = [("Content-Type", "application/x-nix-nar"), ("Accept-Ranges", "bytes")]
@@ -155,7 +156,7 @@ class Substituter:
         except UpstreamError as error:
             log.warning("%s", error)
             return
-        if info is not None and self._take(_record(info), found):
+        if info is not None and self._take(record_of(info), found):
             enough.cancel()
 
     def _take(self, record: PathRecord, found: list[Admitted]) -> bool:
@@ -173,18 +174,6 @@ class Substituter:
             self.served.refused += 1
             log.warning("refused %s: %s", record.store_path, error)
             return None
-
-
-def _record(info: Narinfo) -> PathRecord:
-    return PathRecord(
-        info.store_path,
-        info.nar_hash,
-        info.nar_size,
-        info.references,
-        info.signatures,
-        info.content_address,
-        NO_MANIFEST,
-    )
 
 
 def _text(status: int, body: bytes, kind: str) -> Response:

@@ -77,6 +77,7 @@ class Answering:
         self._serving = Serving()
         self._work = trio.Event()
         self._news: dict[ManifestId, list[int]] = {}
+        self._restated: set[ManifestId] = set()
         self._news_event = trio.Event()
         self._writing = trio.Lock()
 
@@ -92,6 +93,12 @@ class Answering:
         """A block of a watched manifest came in."""
         self._news.setdefault(manifest, []).append(index)
         self._news_event.set()
+
+    def restate(self, manifest: ManifestId) -> None:
+        """A download of a watched manifest is over: say again what is here."""
+        if manifest in self.watches:
+            self._restated.add(manifest)
+            self._news_event.set()
 
     async def _receive(
         self, nursery: trio.Nursery, greeted: Callable[[Answering], Awaitable[None]]
@@ -171,13 +178,15 @@ class Answering:
             return
         self.watches.add(message.manifest)
         self._library.watched(self, record)
+        await self._say_have(message.manifest, manifest)
+
+    async def _say_have(self, wanted: ManifestId, manifest: Manifest) -> None:
         present = await trio.to_thread.run_sync(self._library.store.has, manifest.blocks)
         bitmap = bytearray((len(present) + 7) // 8)
         for index, here in enumerate(present):
             if here:
                 bitmap[index >> 3] |= 1 << (index & 7)
-        filling = self._library.is_filling(message.manifest)
-        await self._say(Have(message.manifest, filling, bytes(bitmap)))
+        await self._say(Have(wanted, self._library.is_filling(wanted), bytes(bitmap)))
 
     async def _want(self, message: Want) -> None:
         visible = self._library.catalogue.may_read(self.peer, message.manifest) is not None
@@ -221,3 +230,7 @@ class Answering:
                 for at in range(0, len(indexes), HAVE_INDEXES_MAX):
                     part = tuple(indexes[at : at + HAVE_INDEXES_MAX])
                     await self._say(HaveMore(manifest, part))
+            restated, self._restated = self._restated, set()
+            for wanted in sorted(restated):
+                if (whole := self._library.load_manifest(wanted)) is not None:
+                    await self._say_have(wanted, whole)

@@ -171,9 +171,15 @@ class Exchange:
         return self._fill(now)
 
     def has(
-        self, now: float, peer: PeerId, manifest: ManifestId, indexes: Iterable[int], filling: bool
+        self,
+        now: float,
+        peer: PeerId,
+        manifest: ManifestId,
+        indexes: Iterable[int],
+        filling: bool | None = None,
     ) -> list[Effect]:
-        """`peer` holds these blocks too; `filling`: it is getting the others."""
+        """`peer` holds these blocks too; `filling`: whether it is getting the others, None: as
+        it said before."""
         download = self._downloads.get(manifest)
         if download is None or peer in self._banned:
             return []
@@ -182,7 +188,7 @@ class Exchange:
         held.update(index for index in indexes if 0 <= index < len(download.blocks))
         if filling:
             state.filling.add(manifest)
-        elif len(held) == len(download.blocks):
+        elif filling is not None or len(held) == len(download.blocks):
             state.filling.discard(manifest)
         download.stuck_said = False
         return self._fill(now)

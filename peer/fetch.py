@@ -63,6 +63,7 @@ class Fetch:
         self.sources = sources
         self.failed = ""
         self.readers = 0
+        self._is_stuck = False
         self._swarm = swarm
         self._missing: set[int] = set()
         self._change = trio.Event()
@@ -120,10 +121,10 @@ class Fetch:
     async def _until_present(self, index: int) -> None:
         deadline = float("inf")
         while index in self._missing:
-            if self.failed == "stuck":
-                deadline = min(deadline, trio.current_time() + STUCK_SECONDS_MAX)
-            elif self.failed:
+            if self.failed:
                 raise NotHere(self.failed)
+            if self._is_stuck:
+                deadline = min(deadline, trio.current_time() + STUCK_SECONDS_MAX)
             else:
                 deadline = float("inf")
             with trio.CancelScope(deadline=deadline) as scope:
@@ -173,6 +174,7 @@ class Fetch:
             self._swarm.blame(peer, self.id)
 
     async def close(self) -> None:
+        self.fail("its download was ended")
         await self._swarm.end(self)
 
     def plain(self, index: int, block: Block) -> bytes:
@@ -186,13 +188,11 @@ class Fetch:
         self._changed()
 
     def heard_of_holder(self) -> None:
-        if self.failed == "stuck":
-            self.failed = ""
+        self._is_stuck = False
         self._changed()
 
     def stuck(self) -> None:
-        if not self.failed:
-            self.failed = "stuck"
+        self._is_stuck = True
         self._changed()
 
     def fail(self, reason: str) -> None:

@@ -115,6 +115,8 @@ class Swarm(Library):
         self._manifests: OrderedDict[ManifestId, Manifest] = OrderedDict()
         self._blamed: set[tuple[PeerId, ManifestId]] = set()
         self._opening: set[PeerId] = set()
+        self._pulling: set[ManifestId] = set()
+        self._undecided = {address.peer for address in configured if address.host is not None}
         self._kept, self._kept_end = trio.open_memory_channel[Keep](UNSTORED_BLOCKS_MAX)
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
@@ -141,16 +143,25 @@ class Swarm(Library):
     def sessions(self) -> tuple[PeerId, ...]:
         return tuple(sorted(self._asking))
 
-    async def wait_for_sessions(self, count: int, seconds: float) -> None:
-        """Return when that many peers greeted us, or the time is up."""
-        with trio.move_on_after(seconds):
-            while len(self._asking) < count:
-                await self._changed.wait()
+    async def settled(self) -> None:
+        """Return when each configured peer was reached, or failed to be, once: a question asked
+        before that would take "not connected yet" for "not there"."""
+        while self._undecided:
+            await self._changed.wait()
+
+    def _decided(self, peer: PeerId) -> None:
+        self._undecided.discard(peer)
+        self._changed.set()
+        self._changed = trio.Event()
 
     # -- questions ---------------------------------------------------------------------------
 
     async def find(self, store_hash: str, seconds: float) -> list[tuple[PeerId, PathRecord]]:
         """Who has this path, of all sessions at once; an error or silence is no answer."""
+        began = trio.current_time()
+        with trio.move_on_after(seconds):
+            await self.settled()
+        seconds -= trio.current_time() - began
         found: list[tuple[PeerId, PathRecord]] = []
 
         async def ask(asking: Asking) -> None:
@@ -275,7 +286,7 @@ class Swarm(Library):
 
     def is_filling(self, wanted: ManifestId) -> bool:
         fetch = self.fetches.get(wanted)
-        return fetch is not None and not fetch.failed
+        return wanted in self._pulling or (fetch is not None and not fetch.failed)
 
     async def look_for(self, asker: Answering, store_hash: str) -> PathRecord | None:
         """A configured peer said Please: find the path at our sources and offer it at once."""
@@ -298,18 +309,25 @@ class Swarm(Library):
         return None
 
     def watched(self, asker: Answering, record: PathRecord) -> None:
-        if self.policies.pulls_through and self._nursery is not None:
-            self._nursery.start_soon(self._pull_through, record)
+        wanted = record.manifest
+        if not self.policies.pulls_through or self._nursery is None:
+            return
+        if wanted in self._pulling or wanted in self.fetches or self.store.is_verified(wanted):
+            return
+        self._pulling.add(wanted)
+        self._nursery.start_soon(self._pull_through, record)
 
     async def _pull_through(self, record: PathRecord) -> None:
-        if record.manifest in self.fetches or self.store.is_verified(record.manifest):
-            return
         try:
             fetch = await Fetch.open(self, record)
             if fetch is not None:
                 await fetch.complete()
         except (PeerError, StoreError) as error:
             log.warning("could not fill %s: %s", record.store_path, error)
+        finally:
+            self._pulling.discard(record.manifest)
+            for answering in self._answering:
+                answering.restate(record.manifest)
 
     # -- sessions ----------------------------------------------------------------------------
 
@@ -349,6 +367,7 @@ class Swarm(Library):
             if self._wants_session(address.peer):
                 began = trio.current_time()
                 await self._session(address)
+                self._decided(address.peer)
                 if trio.current_time() - began > REDIAL_SECONDS_MAX:
                     pause = REDIAL_SECONDS_MIN
             await trio.sleep(pause * (0.5 + self._chance.random()))
@@ -390,8 +409,7 @@ class Swarm(Library):
         tally = self._tally(asking.peer)
         tally.role, tally.connected = asking.their.role, True
         log.info("connected to %s %s", asking.their.role, asking.peer)
-        self._changed.set()
-        self._changed = trio.Event()
+        self._decided(asking.peer)
         for fetch in list(self.fetches.values()):
             await self._join(asking, fetch)
 
@@ -455,7 +473,7 @@ class Swarm(Library):
                 effects = self._exchange.has(now, peer, manifest, held, filling)
                 self._covering(manifest)
             case HaveMore(manifest, indexes):
-                effects = self._exchange.has(now, peer, manifest, indexes, False)
+                effects = self._exchange.has(now, peer, manifest, indexes)
             case Refuse(request, _, indexes):
                 effects = self._exchange.refused(now, peer, request, indexes)
             case _:

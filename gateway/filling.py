@@ -1,0 +1,111 @@
+"""One NAR on its way from an upstream into the store, with readers that follow behind it.
+
+    upstream --plain pieces--> Ingest --blocks--> store --block(index)--> readers
+
+However many ask, it is downloaded once. Readers see blocks as soon as they are cut, which is before
+the NAR is known to be right: each reader runs its own SHA-256 and keeps its last block back. When
+an upstream fails, the next one starts from the beginning; a reader goes on at its index, because
+the same NAR gives the same blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from chunker.digest import BlockId, ManifestId
+from chunker.errors import ChunkerError
+from chunker.ingest import Ingest
+from chunker.record import PathRecord
+from chunker.references import restore
+from chunker.store import BlockStore
+
+from .errors import UpstreamError
+from .upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+
+class Filling:
+    """`run` once, in a task of its own; `block` from any number of readers."""
+
+    def __init__(
+        self, store: BlockStore, record: PathRecord, upstreams: Sequence[Upstream]
+    ) -> None:
+        self.record = record
+        self.manifest: ManifestId | None = None
+        self.bytes_received = 0
+        self._store = store
+        self._upstreams = upstreams
+        self._ingest = self._fresh()
+        self._over = False
+        self._started = False
+        self._change = trio.Event()
+
+    async def run(self, completed: Callable[[Filling], None]) -> None:
+        """Ask one upstream after the other; `completed` is called if the NAR came in whole."""
+        try:
+            for upstream in self._upstreams:
+                try:
+                    if await self._fill_from(upstream):
+                        completed(self)
+                        return
+                except (UpstreamError, ChunkerError) as error:
+                    log.warning("%s failed on %s: %s", upstream.url, self.record.store_path, error)
+        finally:
+            self._over = True
+            self._changed()
+
+    async def has_started(self) -> bool:
+        """True once bytes come; False when no upstream gives any."""
+        while not self._started and not self._over:
+            await self._change.wait()
+        return self._started
+
+    async def block(self, index: int) -> BlockId:
+        """The block at `index` of the growing manifest. Raises UpstreamError when it will not
+        come."""
+        while index >= len(self._ingest.blocks):
+            if self._over:
+                raise UpstreamError(f"no upstream could finish {self.record.store_path}")
+            await self._change.wait()
+        return self._ingest.blocks[index]
+
+    async def piece(self, index: int, offset: int) -> bytes:
+        """The bytes of the NAR that block `index`, which begins at `offset`, stands for."""
+        wanted = await self.block(index)
+        rewrites = self._ingest.rewrites
+
+        def read() -> bytes:
+            return restore(self._store.get(wanted).data, offset, rewrites, self.record.needles)
+
+        return await trio.to_thread.run_sync(read)
+
+    async def _fill_from(self, upstream: Upstream) -> bool:
+        info = await upstream.narinfo(self.record.store_hash)
+        if info is None or info.nar_hash != self.record.nar_hash:
+            return False
+        ingest = self._fresh()
+        async with upstream.nar(info) as pieces:
+            async for data in pieces:
+                self.bytes_received += len(data)
+                await trio.to_thread.run_sync(ingest.feed, data)
+                self._ingest, self._started = ingest, True
+                self._changed()
+        await trio.to_thread.run_sync(self._finish, ingest)
+        self._ingest, self._started = ingest, True
+        return True
+
+    def _finish(self, ingest: Ingest) -> None:
+        self.manifest, _ = ingest.finish(self.record.nar_hash, self.record.nar_size)
+        self._store.flush()
+
+    def _fresh(self) -> Ingest:
+        record = self.record
+        return Ingest(self._store, record.needles, nar_size_max=record.nar_size)
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = trio.Event()

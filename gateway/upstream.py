@@ -1,0 +1,290 @@
+"""Ordinary binary caches: narinfos and NARs over HTTP(S) or from a directory. Nothing is trusted.
+
+libcurl runs in worker threads; bytes pass into trio with backpressure, decompressed and bounded by
+the NarSize that was signed. A NAR's URL must lie at the cache's own authority: an absolute URL in a
+narinfo is not signed by anybody. Redirects are followed by hand: at most five, never from https to
+http, never from a public address to a private one.
+
+`UpstreamError` says something about the upstream, None says something about the path.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pycurl
+import trio
+
+from .decompress import make_decoder
+from .errors import NarinfoError, UpstreamError
+from .narinfo import NARINFO_BYTES_MAX, Narinfo, parse
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS_MAX = 5
+NARINFO_SECONDS_MAX = 20
+STALL_SECONDS_MAX = 20
+STALL_BYTES_PER_SECOND = 1024
+REDIRECTS_MAX = 5
+HANDLES_KEPT_MAX = 8
+PIECES_AHEAD_MAX = 4
+READ_BYTES = 1024 * 1024
+MISSING = (401, 403, 404, 410)
+
+
+class Upstream(Protocol):
+    url: str
+
+    async def narinfo(self, store_hash: str) -> Narinfo | None:
+        """None: this cache does not have it. Raises UpstreamError."""
+        ...
+
+    def nar(self, info: Narinfo) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The plain NAR in pieces, never more than NarSize. Raises UpstreamError, also while it
+        is iterated."""
+        ...
+
+
+def open_cache(url: str) -> Upstream:
+    """By scheme: file:// or http(s)://. Raises UpstreamError."""
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return FileCache(url, Path(unquote(parts.path)))
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return HttpCache(url)
+    raise UpstreamError(f"{url!r} is not a binary cache: give an http://, https:// or file:// URL")
+
+
+def _parsed(url: str, store_hash: str, data: bytes) -> Narinfo:
+    try:
+        info = parse(data)
+    except NarinfoError as error:
+        raise UpstreamError(f"{url}: {error}") from error
+    if not info.store_path.startswith(f"/nix/store/{store_hash}-"):
+        raise UpstreamError(f"{url} answered for {store_hash} with {info.store_path}")
+    return info
+
+
+class FileCache:
+    """A directory as `nix copy --to file://...` writes it."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.url = url
+        self._directory = directory
+
+    def store_hashes(self) -> list[str]:
+        """Everything this cache has. Raises UpstreamError."""
+        try:
+            return sorted(path.stem for path in self._directory.glob("*.narinfo"))
+        except OSError as error:
+            raise UpstreamError(f"{self.url}: {error.strerror}") from error
+
+    async def narinfo(self, store_hash: str) -> Narinfo | None:
+        data = await trio.to_thread.run_sync(self._read, f"{store_hash}.narinfo")
+        return None if data is None else _parsed(self.url, store_hash, data)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            with (self._directory / name).open("rb") as file:
+                return file.read(NARINFO_BYTES_MAX + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UpstreamError(f"{self.url}: {error.strerror}") from error
+
+    @asynccontextmanager
+    async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
+        yield self._pieces(info)
+
+    async def _pieces(self, info: Narinfo) -> AsyncIterator[bytes]:
+        path = self._directory / unquote(info.url)
+        if urlsplit(info.url).scheme or not path.resolve().is_relative_to(
+            self._directory.resolve()
+        ):
+            raise UpstreamError(f"{self.url} names a NAR outside itself: {info.url!r:.200}")
+        decoder = make_decoder(info.compression, info.nar_size)
+        try:
+            async with await trio.open_file(path, "rb") as file:
+                while data := await file.read(READ_BYTES):
+                    for piece in decoder.feed(data):
+                        yield piece
+        except OSError as error:
+            raise UpstreamError(f"{self.url}/{info.url}: {error.strerror}") from error
+        decoder.finish()
+
+
+class HttpCache:
+    """Handles are reused, and with them connections."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._idle: list[Any] = []
+
+    async def narinfo(self, store_hash: str) -> Narinfo | None:
+        data = await trio.to_thread.run_sync(self._get_small, f"{self.url}/{store_hash}.narinfo")
+        return None if data is None else _parsed(self.url, store_hash, data)
+
+    @asynccontextmanager
+    async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
+        url = self._same_authority(info.url)
+        send, receive = trio.open_memory_channel[bytes](PIECES_AHEAD_MAX)
+        async with trio.open_nursery() as nursery, receive:
+            failure: list[UpstreamError] = []
+            nursery.start_soon(self._download, url, info, send, failure)
+
+            async def pieces() -> AsyncIterator[bytes]:
+                async for piece in receive:
+                    yield piece
+                if failure:
+                    raise failure[0]
+
+            yield pieces()
+            nursery.cancel_scope.cancel()
+
+    async def _download(
+        self,
+        url: str,
+        info: Narinfo,
+        send: trio.MemorySendChannel[bytes],
+        failure: list[UpstreamError],
+    ) -> None:
+        decoder = make_decoder(info.compression, info.nar_size)
+
+        def pass_on(data: bytes) -> None:
+            for piece in decoder.feed(data):
+                trio.from_thread.run(send.send, piece)
+
+        def work() -> None:
+            if not self._get(url, pass_on, seconds_max=0):
+                raise UpstreamError(f"{url} is not there")
+            decoder.finish()
+
+        async with send:
+            try:
+                await trio.to_thread.run_sync(work)
+            except UpstreamError as error:
+                failure.append(error)
+            except trio.BrokenResourceError:
+                pass  # the reader went away
+
+    def _same_authority(self, url: str) -> str:
+        base, found = urlsplit(self.url), urlsplit(urljoin(f"{self.url}/", url))
+        if (base.scheme, base.netloc) != (found.scheme, found.netloc):
+            raise UpstreamError(f"{self.url} names a NAR at another place: {url!r:.200}")
+        return found.geturl()
+
+    # -- in worker threads ----------------------------------------------------------------------
+
+    def _get_small(self, url: str) -> bytes | None:
+        data = bytearray()
+
+        def keep(piece: bytes) -> None:
+            data.extend(piece)
+            if len(data) > NARINFO_BYTES_MAX:
+                raise UpstreamError(f"{url} is longer than {NARINFO_BYTES_MAX} bytes")
+
+        return bytes(data) if self._get(url, keep, NARINFO_SECONDS_MAX) else None
+
+    def _get(self, url: str, sink: Callable[[bytes], None], seconds_max: int) -> bool:
+        """Body bytes of a 200 go to `sink`. False: not there. Raises UpstreamError, or whatever
+        `sink` raised."""
+        public = False
+        for _ in range(REDIRECTS_MAX + 1):
+            curl = self._idle.pop() if self._idle else pycurl.Curl()
+            try:
+                status, location, address = _perform(curl, url, sink, seconds_max, public)
+            except BaseException:
+                curl.close()
+                raise
+            if len(self._idle) < HANDLES_KEPT_MAX:
+                self._idle.append(curl)
+            else:
+                curl.close()
+            if status == 200:
+                return True
+            if status in MISSING:
+                return False
+            if status not in (301, 302, 303, 307, 308) or not location:
+                raise UpstreamError(f"{url} answered {status}")
+            if urlsplit(location).scheme not in ("https", urlsplit(url).scheme):
+                raise UpstreamError(f"{url} redirects to {location!r:.200}, which is not safe")
+            public = public or _is_public(address)
+            url = location
+        raise UpstreamError(f"{url}: more than {REDIRECTS_MAX} redirects")
+
+
+def _perform(
+    curl: Any, url: str, sink: Callable[[bytes], None], seconds_max: int, public_only: bool
+) -> tuple[int, str, str]:
+    """(status, redirect target, address that answered)."""
+    raised: list[BaseException] = []
+
+    def write(data: bytes) -> int:
+        if curl.getinfo(pycurl.RESPONSE_CODE) != 200:
+            return len(data)
+        return _guarded(lambda: sink(data), raised, len(data), -1)
+
+    def progress(*_: object) -> int:
+        return _guarded(trio.from_thread.check_cancelled, raised, 0, 1)
+
+    def open_socket(purpose: int, address: Any) -> Any:
+        if public_only and not _is_public(address.addr[0]):
+            raised.append(UpstreamError(f"{url} is at a private address; not followed"))
+            return pycurl.SOCKET_BAD
+        return socket.socket(address.family, address.socktype, address.protocol)
+
+    curl.reset()
+    curl.setopt(pycurl.URL, url)
+    curl.setopt(pycurl.NOSIGNAL, 1)
+    curl.setopt(pycurl.USERAGENT, "narswarm")
+    curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+    curl.setopt(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS_MAX)
+    curl.setopt(pycurl.LOW_SPEED_LIMIT, STALL_BYTES_PER_SECOND)
+    curl.setopt(pycurl.LOW_SPEED_TIME, STALL_SECONDS_MAX)
+    curl.setopt(pycurl.TIMEOUT, seconds_max)
+    curl.setopt(pycurl.WRITEFUNCTION, write)
+    curl.setopt(pycurl.NOPROGRESS, 0)
+    curl.setopt(pycurl.XFERINFOFUNCTION, progress)
+    curl.setopt(pycurl.OPENSOCKETFUNCTION, open_socket)
+    try:
+        curl.perform()
+    except pycurl.error as error:
+        if raised:
+            raise raised[0] from None
+        raise UpstreamError(f"{url}: {error.args[1]}") from error
+    return (
+        curl.getinfo(pycurl.RESPONSE_CODE),
+        curl.getinfo(pycurl.REDIRECT_URL) or "",
+        curl.getinfo(pycurl.PRIMARY_IP) or "",
+    )
+
+
+def _guarded(act: Callable[[], None], raised: list[BaseException], good: int, bad: int) -> int:
+    """An exception must not pass through libcurl: keep it and tell libcurl to stop."""
+    try:
+        act()
+    except BaseException as error:
+        raised.append(error)
+        return bad
+    return good
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False
+
+
+def roots_of(cache: Upstream, url: str) -> Iterator[str]:
+    """The store hashes of a cache that can be listed. Raises UpstreamError."""
+    if not isinstance(cache, FileCache):
+        raise UpstreamError(f"{url} cannot be listed; name the store paths to take from it as well")
+    return iter(cache.store_hashes())
