@@ -10,32 +10,29 @@ path; and paths that nobody or only a stranger signed are shown to be refused.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from chunker.digest import nix32_encode
 from peer.identity import load_or_create
 
-from .control import ask
 from .demo_closure import CachedPath, make_closure, write_cache
 from .errors import GatewayError, NarinfoError
 from .narinfo import Narinfo, fingerprint, parse
+from .program import Program
 from .signing import KeyRing, generate
 from .terminal import megabytes, show_table
 
-START_SECONDS_MAX = 60.0
 HTTP_SECONDS_MAX = 60.0
 NIX_SECONDS_MAX = 300.0
 READ_BYTES = 64 * 1024
@@ -44,40 +41,6 @@ SEED = 20
 
 class DemoFailed(GatewayError):
     """Something did not go as shown; the message says what."""
-
-
-@dataclass
-class Program:
-    """One `narswarm` process and the directory of its store."""
-
-    process: subprocess.Popen[str]
-    store: Path
-    ready: list[str]
-
-    @property
-    def address(self) -> str:
-        return next(line.split()[-1] for line in self.ready if "/p2p/" in line)
-
-    @property
-    def url(self) -> str:
-        return self.ready[0].split()[-1]
-
-    def status(self) -> dict[str, object]:
-        return ask(self.store)
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 def demo(*, as_json: bool, use_nix: bool) -> int:
@@ -130,7 +93,7 @@ class _Demo:
         strange = (self._top / "strange").as_uri()
         peers = ["--peer", lan.address, "--peer", seed.address, "--upstream", strange]
         me = self._start("me", ["gateway", *peers, *trust])
-        self._await_peers(me, 2)
+        me.await_peers(2)
         version = self._fetch_others(me, closure, largest, nix)
         self._say("the LAN peer is killed in the middle of the largest path")
         survived = self._survive(me, lan, largest)
@@ -185,35 +148,9 @@ class _Demo:
         return load_or_create(self._top / name / "identity").peer_id
 
     def _start(self, name: str, words: Sequence[str]) -> Program:
-        store = self._top / name
-        command = [sys.executable, "-m", "gateway.cli", *words, "--store", str(store)]
-        command += ["--listen", "127.0.0.1:0"]
-        if words[0] == "gateway":
-            command += ["--http-port", "0"]
-        log = self._stack.enter_context((self._top / f"{name}.log").open("w"))
-        environment = {**os.environ, "XDG_CONFIG_HOME": str(self._top / "no-config")}
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-        )
-        program = Program(process, store, [])
+        program = Program.start(words, self._top / name)
         self._stack.callback(program.stop)
-        assert process.stdout is not None
-        for line in process.stdout:
-            program.ready.append(line.strip())
-            if "/p2p/" in line:
-                return program
-        process.wait()
-        raise DemoFailed(f"{name} did not start: {(self._top / f'{name}.log').read_text()[-2000:]}")
-
-    def _await_peers(self, program: Program, count: int) -> None:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while time.monotonic() < deadline:
-            peers = program.status()["peers"]
-            assert isinstance(peers, list)
-            if sum(peer["connected"] for peer in peers) >= count:
-                return
-            time.sleep(0.1)
-        raise DemoFailed(f"the gateway did not reach {count} peers in {START_SECONDS_MAX:.0f} s")
+        return program
 
     def _fetch_others(
         self, me: Program, closure: Sequence[CachedPath], largest: CachedPath, nix: str | None
@@ -306,11 +243,11 @@ class _Demo:
             print(f"* {text}", flush=True)
 
 
-def _open(url: str):  # type: ignore[no-untyped-def]
+def _open(url: str) -> http.client.HTTPResponse:
     assert url.startswith("http://127.0.0.1:")
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-        url, timeout=HTTP_SECONDS_MAX
-    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    answer: http.client.HTTPResponse = direct.open(url, timeout=HTTP_SECONDS_MAX)
+    return answer
 
 
 def _strings(value: object) -> list[str]:

@@ -1,0 +1,95 @@
+"""Driving a real Nix in tests: builds, binary caches, clients with a HOME of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+NIX_SECONDS_MAX = 180.0
+
+
+class Nix:
+    """`top`: an empty directory for keys, caches and the builder's HOME."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+
+    def run(
+        self,
+        *words: str,
+        home: str = "builder",
+        settings: str = "",
+        check: bool = True,
+        text: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """One command. `home` names the HOME, which holds the cache of narinfos seen; `text` is
+        its stdin."""
+        directory = self.top / f"home-{home}"
+        directory.mkdir(exist_ok=True)
+        config = (
+            "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\n"
+            f"substituters =\nconnect-timeout = 5\n{settings}\n"
+        )
+        done = subprocess.run(
+            words,
+            env={**os.environ, "HOME": str(directory), "NIX_CONFIG": config},
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=NIX_SECONDS_MAX,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
+        return done
+
+    def generate_key(self, name: str) -> tuple[Path, str]:
+        """The file of a new secret key, and its public half."""
+        secret = self.run("nix", "key", "generate-secret", "--key-name", name).stdout
+        file = self.top / f"{name}.key"
+        file.write_text(secret)
+        file.chmod(0o600)
+        public = self.run("nix", "key", "convert-secret-to-public", text=secret)
+        return file, public.stdout.strip()
+
+    def version(self) -> str:
+        return self.run("nix", "--version").stdout.split()[-1]
+
+
+@dataclass(frozen=True)
+class Closure:
+    """`infos` by store path as `nix path-info --json` has them; `cache`: a signed file:// cache
+    of it, uncompressed."""
+
+    nix: Nix
+    root: str
+    infos: dict[str, dict]  # type: ignore[type-arg]
+    cache: Path
+    secret: Path
+    public: str
+
+    @classmethod
+    def build(cls, nix: Nix, expression: Path) -> Closure:
+        root = nix.run(
+            "nix-build", str(expression), "--out-link", str(nix.top / "result")
+        ).stdout.strip()
+        secret, public = nix.generate_key("build-1")
+        nix.run("nix", "store", "sign", "--key-file", str(secret), "--recursive", root)
+        cache = nix.top / "cache"
+        nix.run("nix", "copy", "--to", f"file://{cache}?compression=none", root)
+        found = json.loads(
+            nix.run("nix", "path-info", "--json", "--sigs", "--recursive", root).stdout
+        )
+        return cls(nix, root, {info["path"]: info for info in found}, cache, secret, public)
+
+    @property
+    def largest(self) -> str:
+        return max(self.infos, key=lambda path: self.infos[path]["narSize"])
+
+    def nar(self, path: str) -> bytes:
+        """As Nix dumps it."""
+        done = subprocess.run(["nix-store", "--dump", path], capture_output=True, check=True)
+        return done.stdout
