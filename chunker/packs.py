@@ -394,6 +394,11 @@ class PackStore:
         self._files[self._pack] = file
         write_all(file, MAGIC, 0)
         os.fsync(file)
+        directory = os.open(self._directory / "packs", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
         self._end = len(MAGIC)
         self._set_indexed(self._pack, self._end)
 

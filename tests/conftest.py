@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ def nix(tmp_path_factory: pytest.TempPathFactory) -> Nix:
 
 
 @pytest.fixture(scope="session")
-def closure(nix: Nix) -> Closure:
+def closure(nix: Nix) -> Iterator[Closure]:
     """Built by nix-build: references, small and large paths, signed by the key `build-1`."""
-    return Closure.build(nix, Path(__file__).parent / "interop" / "closure.nix")
+    closure = Closure.build(nix, Path(__file__).parent / "interop" / "closure.nix")
+    yield closure
+    closure.delete()

@@ -7,6 +7,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 NIX_SECONDS_MAX = 180.0
 
@@ -73,8 +74,9 @@ class Closure:
 
     @classmethod
     def build(cls, nix: Nix, expression: Path) -> Closure:
+        link = nix.top / "result"
         root = nix.run(
-            "nix-build", str(expression), "--out-link", str(nix.top / "result")
+            "nix-build", str(expression), "--argstr", "seed", token_hex(8), "--out-link", str(link)
         ).stdout.strip()
         secret, public = nix.generate_key("build-1")
         nix.run("nix", "store", "sign", "--key-file", str(secret), "--recursive", root)
@@ -84,6 +86,11 @@ class Closure:
             nix.run("nix", "path-info", "--json", "--sigs", "--recursive", root).stdout
         )
         return cls(nix, root, {info["path"]: info for info in found}, cache, secret, public)
+
+    def delete(self) -> None:
+        """Leave the machine's store as it was."""
+        (self.nix.top / "result").unlink(missing_ok=True)
+        self.nix.run("nix-store", "--delete", *self.infos, check=False)
 
     @property
     def largest(self) -> str:

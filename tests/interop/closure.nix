@@ -1,11 +1,13 @@
 # A closure for tests: 14 paths, 0.1 KB to 24 MB, references three levels deep, self-references,
 # an executable, links, hashes in text and between zero bytes.
+{ seed }:  # any text: another seed, another closure
 let
   build = name: script: derivation {
     inherit name;
     system = builtins.currentSystem;
     builder = "/bin/sh";
     PATH = "/usr/bin:/bin";
+    inherit seed;
     args = [ "-euc" script ];
   };
   noise = bytes: "head -c ${toString bytes} /dev/urandom";
