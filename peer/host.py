@@ -81,7 +81,20 @@ class Libp2pTransport:
         self._host.set_stream_handler(PROTOCOL, handle)
         async with self._host.run(listen_addrs=self._listen):
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Close every connection: libp2p, when cancelled, leaves them for others to wait on."""
+        network = self._host.get_network()
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS_MAX, shield=True):
+            for peer in list(network.connections):
+                try:
+                    await network.close_peer(peer)
+                except Exception as error:
+                    log.debug("hanging up on %s: %s", peer, error)
 
     async def open(self, address: Address) -> Stream:
         peer = ID.from_base58(address.peer)

@@ -1,0 +1,217 @@
+"""The exchange, one event at a time."""
+
+from __future__ import annotations
+
+from chunker.block import Block, Codec, encode
+from chunker.digest import ManifestId
+from peer.exchange import (
+    REST_SECONDS,
+    SILENCE_SECONDS_MAX,
+    WINDOW_BYTES,
+    Ban,
+    Effect,
+    Exchange,
+    Keep,
+    SendCancel,
+    SendWant,
+    Stuck,
+)
+from peer.identity import PeerId
+from tests.golden.samples import sample_bytes
+
+A, B, C = PeerId("A"), PeerId("B"), PeerId("C")
+M, N = ManifestId(b"m" * 32), ManifestId(b"n" * 32)
+BLOCKS = [Block.of(sample_bytes(5000, str(number))) for number in range(40)]
+IDS = tuple(block.id for block in BLOCKS)
+LENGTHS = tuple(len(block.data) for block in BLOCKS)
+EVERY = range(len(BLOCKS))
+
+
+def wants(effects: list[Effect]) -> dict[PeerId, list[int]]:
+    found: dict[PeerId, list[int]] = {}
+    for effect in effects:
+        if isinstance(effect, SendWant):
+            found.setdefault(effect.peer, []).extend(effect.indexes)
+    return found
+
+
+def answer(exchange: Exchange, now: float, want: SendWant) -> list[Effect]:
+    effects: list[Effect] = []
+    for index in want.indexes:
+        sent = encode(BLOCKS[index].data, Codec.RAW)
+        effects += exchange.arrived(now, want.peer, want.request, index, sent)
+    return effects
+
+
+def started(*holders: PeerId) -> tuple[Exchange, list[Effect]]:
+    exchange = Exchange()
+    exchange.start(0.0, M, IDS, LENGTHS, EVERY)
+    effects: list[Effect] = []
+    for peer in holders:
+        effects += exchange.has(0.0, peer, M, EVERY, False)
+    return exchange, effects
+
+
+def finish(exchange: Exchange, effects: list[Effect], now: float = 0.1) -> list[int]:
+    """Answer every want; the indexes kept, in order."""
+    kept: list[int] = []
+    queue = list(effects)
+    while queue:
+        effect = queue.pop(0)
+        if isinstance(effect, Keep):
+            kept += [index for _, index in effect.places]
+        elif isinstance(effect, SendWant):
+            queue += answer(exchange, now, effect)
+            now += 0.01
+    return kept
+
+
+def test_a_download_from_one_holder_comes_in_order_and_once() -> None:
+    exchange, effects = started(A)
+    assert finish(exchange, effects) == list(EVERY)
+    assert exchange.owed_by(A) == 0
+
+
+def test_two_holders_share_and_no_block_is_asked_twice() -> None:
+    exchange, effects = started()
+    effects = exchange.has(0.0, A, M, EVERY, False)
+    effects += exchange.has(0.0, B, M, EVERY, False)
+    asked = wants(effects)
+    assert not set(asked[A]) & set(asked.get(B, []))
+    assert sorted(finish(exchange, effects)) == list(EVERY)
+
+
+def test_nothing_is_asked_of_who_does_not_hold_it() -> None:
+    exchange, _ = started()
+    assert wants(exchange.has(0.0, A, M, [3, 4], False)) == {A: [3, 4]}
+
+
+def test_a_block_in_two_downloads_is_asked_once_and_counts_for_both() -> None:
+    exchange, effects = started(A)
+    more = exchange.start(0.0, N, IDS[:2], LENGTHS[:2], [0, 1])
+    more += exchange.has(0.0, B, N, [0, 1], False)
+    assert B not in wants(more)
+    first = next(effect for effect in effects if isinstance(effect, SendWant))
+    kept = next(effect for effect in answer(exchange, 0.1, first) if isinstance(effect, Keep))
+    assert set(kept.places) == {(M, 0), (N, 0)}
+
+
+def test_a_bad_block_bans_its_sender_and_is_asked_of_another() -> None:
+    exchange, effects = started(A, B)
+    want = next(e for e in effects if isinstance(e, SendWant) and e.peer == A)
+    bad = encode(b"x" * 5000, Codec.RAW)
+    after = exchange.arrived(0.1, A, want.request, want.indexes[0], bad)
+    assert [effect.peer for effect in after if isinstance(effect, Ban)] == [A]
+    assert not any(isinstance(effect, Keep) for effect in after)
+    assert exchange.is_banned(A)
+    assert exchange.has(0.2, A, M, EVERY, False) == []
+    kept = finish(exchange, [e for e in effects if getattr(e, "peer", "") != A] + after)
+    assert sorted(kept) == list(EVERY)
+
+
+def test_a_late_answer_to_a_cancelled_want_is_no_crime() -> None:
+    exchange, effects = started(A)
+    want = next(effect for effect in effects if isinstance(effect, SendWant))
+    assert SendCancel(A, want.request) in exchange.stop(0.1, M)
+    bad = encode(b"late and wrong", Codec.RAW)
+    assert exchange.arrived(0.2, A, want.request, want.indexes[0], bad) == []
+    assert not exchange.is_banned(A)
+
+
+def test_what_a_lost_peer_owed_is_asked_of_others() -> None:
+    exchange, effects = started(A, B)
+    owed = set(wants(effects)[A])
+    after = exchange.peer_gone(0.1, A)
+    kept = finish(exchange, [e for e in effects if getattr(e, "peer", "") == B] + after)
+    assert owed <= set(kept) and sorted(kept) == list(EVERY)
+
+
+def test_a_silent_peer_loses_what_it_owes_and_rests() -> None:
+    exchange, effects = started(A)
+    exchange.has(0.0, B, M, [], False)
+    now = SILENCE_SECONDS_MAX + 0.1
+    after = exchange.tick(now)
+    cancelled = {effect.request for effect in after if isinstance(effect, SendCancel)}
+    assert cancelled == {effect.request for effect in effects if isinstance(effect, SendWant)}
+    assert A not in wants(after)
+    assert B in wants(exchange.has(now, B, M, EVERY, False))
+    exchange.peer_gone(now, B)
+    assert A in wants(exchange.tick(now + REST_SECONDS + 0.1))
+
+
+def test_a_dripping_peer_loses_what_it_owes() -> None:
+    exchange, effects = started(A)
+    want = next(effect for effect in effects if isinstance(effect, SendWant))
+    after: list[Effect] = []
+    for second in range(1, 13):
+        sent = encode(BLOCKS[want.indexes[second - 1]].data, Codec.RAW)
+        if second - 1 < len(want.indexes):
+            exchange.arrived(second, A, want.request, want.indexes[second - 1], sent)
+        after += exchange.tick(second + 0.5)
+        if any(isinstance(effect, SendCancel) for effect in after):
+            break
+    assert any(isinstance(effect, SendCancel) for effect in after)
+
+
+def test_refused_blocks_are_asked_of_others_and_not_again() -> None:
+    exchange, effects = started(A)
+    want = next(effect for effect in effects if isinstance(effect, SendWant))
+    after = exchange.refused(0.1, A, want.request, (want.indexes[0],))
+    assert want.indexes[0] not in wants(after).get(A, [])
+    assert wants(exchange.has(0.2, B, M, [want.indexes[0]], False)) == {B: [want.indexes[0]]}
+
+
+def test_a_refusal_of_all_leaves_the_peer_nothing() -> None:
+    exchange, effects = started(A)
+    for effect in effects:
+        if isinstance(effect, SendWant):
+            exchange.refused(0.1, A, effect.request, ())
+    assert exchange.owed_by(A) == 0 or not exchange.covered(M)
+
+
+def test_stuck_is_said_once_and_a_holder_ends_it() -> None:
+    exchange = Exchange()
+    assert exchange.start(0.0, M, IDS, LENGTHS, EVERY) == [Stuck(M)]
+    assert exchange.tick(1.0) == []
+    assert exchange.has(1.0, A, M, [], True) == []
+    assert exchange.peer_gone(2.0, A) == [Stuck(M)]
+
+
+def test_covered_means_every_missing_block_has_a_live_holder() -> None:
+    exchange, _ = started()
+    assert not exchange.covered(M)
+    exchange.has(0.0, A, M, range(39), False)
+    assert not exchange.covered(M)
+    exchange.has(0.0, B, M, [39], False)
+    assert exchange.covered(M)
+    exchange.peer_gone(0.0, B)
+    assert not exchange.covered(M)
+    exchange.has(0.0, C, M, [], True)
+    assert exchange.covered(M)
+    exchange.has(0.0, C, M, [], False)
+    assert not exchange.covered(M)
+
+
+def test_the_reader_is_served_first() -> None:
+    exchange = Exchange()
+    exchange.start(0.0, M, IDS, LENGTHS, EVERY)
+    exchange.moved(0.0, M, 30)
+    assert wants(exchange.has(0.0, A, M, EVERY, False))[A][0] == 30
+
+
+def test_the_window_bounds_how_far_ahead_is_asked() -> None:
+    blocks = [Block.of(bytes([n]) * 32_768) for n in range(200)]
+    lengths = (524_288,) * 200
+    exchange = Exchange()
+    exchange.start(0.0, M, tuple(block.id for block in blocks), lengths, range(200))
+    asked: set[int] = set()
+    for number in range(50):
+        for indexes in wants(exchange.has(0.0, PeerId(f"{number}"), M, range(200), False)).values():
+            asked.update(indexes)
+    assert len(asked) * 524_288 <= WINDOW_BYTES + 2 * 524_288
+
+
+def test_stored_elsewhere_is_not_asked_for() -> None:
+    exchange, _ = started()
+    exchange.stored(0.0, IDS[0])
+    assert 0 not in wants(exchange.has(0.0, A, M, EVERY, False))[A]
