@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import trio
@@ -124,25 +126,46 @@ async def test_closing_is_seen_on_the_other_side(kind: str) -> None:
         assert await read_to_end(inbox.streams[0]) == b"last words"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_peer_that_vanishes_is_noticed(kind: str) -> None:
-    make = maker(kind)
-    first, second, inbox = make(1), make(2), Inbox()
-    with trio.fail_after(SECONDS_MAX):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, inbox.handle)
-            async with trio.open_nursery() as other:
-                await other.start(second.run, Inbox().handle)
-                stream = await second.open(first.addresses()[0])
-                await stream.send_all(b"x")
-                await inbox.arrived.wait()
-                assert await read_exactly(inbox.streams[0], 1) == b"x"
-                if kind == "memory":
-                    first._network.cut(second.peer)  # type: ignore[attr-defined]
-                other.cancel_scope.cancel()
-            assert await read_to_end(inbox.streams[0]) == b""
-            inbox.done.set()
-            nursery.cancel_scope.cancel()
+async def test_a_peer_that_vanishes_is_noticed_in_memory() -> None:
+    async with running("memory") as (first, second, inbox, _):
+        stream = await second.open(first.addresses()[0])
+        first._network.cut(second.peer)  # type: ignore[attr-defined]
+        with pytest.raises(SessionClosed):
+            await stream.receive_some(1)
+        with pytest.raises(SessionClosed):
+            await stream.send_all(b"x")
+        assert not inbox.streams
+
+
+CALLER = """
+import sys, trio
+from peer.host import Libp2pTransport
+from peer.identity import Identity, parse_address
+
+async def handle(stream):
+    pass
+
+async def main():
+    transport = Libp2pTransport(Identity(b"c" * 32), [("127.0.0.1", 0)])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transport.run, handle)
+        stream = await transport.open(parse_address(sys.argv[1]))
+        await stream.send_all(b"x")
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_a_killed_process_is_noticed_over_libp2p() -> None:
+    async with running("libp2p") as (_, second, inbox, nursery):
+        command = [sys.executable, "-c", CALLER, second.addresses()[0].text]
+        run = partial(trio.run_process, command, check=False)
+        caller = await nursery.start(run)
+        await inbox.arrived.wait()
+        assert await read_exactly(inbox.streams[0], 1) == b"x"
+        caller.kill()
+        assert await read_to_end(inbox.streams[0]) == b""
 
 
 @pytest.mark.parametrize("kind", KINDS)
