@@ -1,7 +1,7 @@
 """The command line: parse, call, print, exit. Decides nothing.
 
 Exit codes: 0 done; 1 the work failed; 2 wrong usage or configuration; 3 the store cannot be used.
-Commands that need no network import neither trio nor libp2p.
+Commands that need no network do not import libp2p, which takes a second.
 """
 
 from __future__ import annotations

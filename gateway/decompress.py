@@ -64,12 +64,15 @@ class _Gzip:
         while data and not self._codec.eof:
             yield self._codec.decompress(data, PIECE_BYTES)
             data = self._codec.unconsumed_tail
+        if data or self._codec.unused_data:
+            raise UpstreamError("bytes after the end of the compressed NAR")
 
 
 class _Zstd:
-    """Input is fed in small steps: zstd has no output bound, but a step cannot give much."""
+    """Input is fed in small steps: the codec has no output bound, but a block of 128 KiB takes at
+    least 4 bytes, so a step gives at most 8 MiB."""
 
-    STEP_BYTES = 1024
+    STEP_BYTES = 256
 
     def __init__(self) -> None:
         factory = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)

@@ -18,7 +18,7 @@ from chunker.digest import ManifestId
 from chunker.errors import ChunkerError
 from chunker.ingest import Ingest
 from chunker.manifest import decode_manifest, signature_text
-from chunker.record import PathRecord, store_hash
+from chunker.record import PathRecord, is_store_path, store_hash
 from chunker.store import BlockStore
 
 from .errors import UpstreamError, UsageError
@@ -89,7 +89,9 @@ def seed_store(
         if sign_key is not None and info.ultimate:
             record = signed(record, sign_key)
         if not record.signatures:
-            log.warning("%s has no signature, so nobody will take it; give --sign-key", info)
+            log.warning(
+                "%s has no signature, so nobody will take it; give --sign-key", info.store_path
+            )
         held = held_manifest(store, record)
         if held is None:
             ingest = Ingest(store, record.needles, nar_size_max=record.nar_size)
@@ -128,6 +130,9 @@ async def seed_cache(
 
 
 async def _wanted(cache: Upstream, url: str, paths: Sequence[str], closure: bool) -> list[Narinfo]:
+    for path in paths:
+        if not is_store_path(path):
+            raise UsageError(f"{path!r} is not a store path, which {url} could have")
     found: dict[str, Narinfo] = {}
     queue = [store_hash(path) for path in paths] or list(roots_of(cache, url))
     seen = set(queue)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -81,10 +80,9 @@ class FileCache:
 
     def store_hashes(self) -> list[str]:
         """Everything this cache has. Raises UpstreamError."""
-        try:
-            return sorted(path.stem for path in self._directory.glob("*.narinfo"))
-        except OSError as error:
-            raise UpstreamError(f"{self.url}: {error.strerror}") from error
+        if not self._directory.is_dir():
+            raise UpstreamError(f"{self._directory} is not a directory")
+        return sorted(path.stem for path in self._directory.glob("*.narinfo"))
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
         data = await trio.to_thread.run_sync(self._read, f"{store_hash}.narinfo")
@@ -127,6 +125,11 @@ class HttpCache:
         self.url = url.rstrip("/")
         self._idle: list[Any] = []
 
+    def close(self) -> None:
+        """End the connections that are kept."""
+        while self._idle:
+            self._idle.pop().close()
+
     async def narinfo(self, store_hash: str) -> Narinfo | None:
         data = await trio.to_thread.run_sync(self._get_small, f"{self.url}/{store_hash}.narinfo")
         return None if data is None else _parsed(self.url, store_hash, data)
@@ -135,6 +138,7 @@ class HttpCache:
     async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
         url = self._same_authority(info.url)
         send, receive = trio.open_memory_channel[bytes](PIECES_AHEAD_MAX)
+        raised: Exception | None = None
         async with trio.open_nursery() as nursery, receive:
             failure: list[UpstreamError] = []
             nursery.start_soon(self._download, url, info, send, failure)
@@ -145,8 +149,14 @@ class HttpCache:
                 if failure:
                     raise failure[0]
 
-            yield pieces()
+            # Out of the nursery by hand: it would wrap what the reader raises into a group.
+            try:
+                yield pieces()
+            except Exception as error:
+                raised = error
             nursery.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
 
     async def _download(
         self,
@@ -225,20 +235,26 @@ def _perform(
 ) -> tuple[int, str, str]:
     """(status, redirect target, address that answered)."""
     raised: list[BaseException] = []
+    status = [0]
+
+    def header(line: bytes) -> None:
+        if line.startswith(b"HTTP/"):
+            words = line.split()
+            status[0] = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
     def write(data: bytes) -> int:
-        if curl.getinfo(pycurl.RESPONSE_CODE) != 200:
+        if status[0] != 200:
             return len(data)
         return _guarded(lambda: sink(data), raised, len(data), -1)
 
     def progress(*_: object) -> int:
         return _guarded(trio.from_thread.check_cancelled, raised, 0, 1)
 
-    def open_socket(purpose: int, address: Any) -> Any:
-        if public_only and not _is_public(address.addr[0]):
+    def connected(address: str, *_: object) -> int:
+        if public_only and not _is_public(address):
             raised.append(UpstreamError(f"{url} is at a private address; not followed"))
-            return pycurl.SOCKET_BAD
-        return socket.socket(address.family, address.socktype, address.protocol)
+            return int(pycurl.PREREQFUNC_ABORT)
+        return int(pycurl.PREREQFUNC_OK)
 
     curl.reset()
     curl.setopt(pycurl.URL, url)
@@ -252,7 +268,8 @@ def _perform(
     curl.setopt(pycurl.WRITEFUNCTION, write)
     curl.setopt(pycurl.NOPROGRESS, 0)
     curl.setopt(pycurl.XFERINFOFUNCTION, progress)
-    curl.setopt(pycurl.OPENSOCKETFUNCTION, open_socket)
+    curl.setopt(pycurl.HEADERFUNCTION, header)
+    curl.setopt(pycurl.PREREQFUNCTION, connected)
     try:
         curl.perform()
     except pycurl.error as error:
@@ -260,7 +277,7 @@ def _perform(
             raise raised[0] from None
         raise UpstreamError(f"{url}: {error.args[1]}") from error
     return (
-        curl.getinfo(pycurl.RESPONSE_CODE),
+        status[0],
         curl.getinfo(pycurl.REDIRECT_URL) or "",
         curl.getinfo(pycurl.PRIMARY_IP) or "",
     )

@@ -1,0 +1,264 @@
+"""Upstreams that are good, missing, hostile, or elsewhere than they say."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import zstandard
+
+from gateway import upstream as upstream_module
+from gateway.errors import UpstreamError
+from gateway.narinfo import parse
+from gateway.upstream import FileCache, HttpCache, open_cache
+from tests.gateway.test_narinfo import ROOT
+
+INFO = replace(parse(ROOT), nar_size=300_000, url="nar/x.nar", compression="none")
+HASH = INFO.store_path[11:43]
+NAR = bytes(range(250)) * 1200
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """`pages`: target -> (status, headers, body). `seen`: what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.seen: list[str] = []
+        self.released = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.seen.append(self.path)
+        status, headers, body = self.server.pages.get(self.path, (404, {}, b""))
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        try:
+            self.wfile.write(body)
+            if headers.get("X-Test") == "stall":
+                self.wfile.flush()
+                self.server.released.wait()
+            while headers.get("X-Test") == "endless":
+                self.wfile.write(bytes(65536))
+        except OSError:
+            pass
+        if "X-Test" in headers:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(server: Server) -> Iterator[HttpCache]:
+    cache = HttpCache(server.url)
+    yield cache
+    cache.close()
+
+
+async def read(cache: HttpCache | FileCache, info: object = INFO) -> bytes:
+    data = b""
+    async with cache.nar(info) as pieces:  # type: ignore[arg-type]
+        async for piece in pieces:
+            data += piece
+    return data
+
+
+@contextmanager
+def one_error() -> Iterator[pytest.ExceptionInfo[UpstreamError]]:
+    """Exactly an UpstreamError, not a group of some."""
+    with pytest.raises(UpstreamError) as caught:
+        yield caught
+
+
+async def test_narinfo_there_and_not_there(server: Server, cache: HttpCache) -> None:
+    server.pages[f"/{HASH}.narinfo"] = (200, {}, ROOT)
+    assert await cache.narinfo(HASH) == parse(ROOT)
+    assert await cache.narinfo("0" * 32) is None
+
+
+@pytest.mark.parametrize("status", [401, 403, 410])
+async def test_refused_counts_as_not_there(server: Server, cache: HttpCache, status: int) -> None:
+    server.pages[f"/{HASH}.narinfo"] = (status, {}, b"")
+    assert await cache.narinfo(HASH) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(500, b""), (429, b""), (200, b"<html>"), (200, b""), (200, b"x" * (2 << 20))],
+)
+async def test_nonsense_is_an_error_of_the_upstream(
+    server: Server, cache: HttpCache, status: int, body: bytes
+) -> None:
+    server.pages[f"/{HASH}.narinfo"] = (status, {}, body)
+    with one_error():
+        await cache.narinfo(HASH)
+
+
+async def test_the_narinfo_of_another_path_is_an_error(server: Server, cache: HttpCache) -> None:
+    other = "0" * 32
+    server.pages[f"/{other}.narinfo"] = (200, {}, ROOT)
+    with one_error() as caught:
+        await cache.narinfo(other)
+    assert "answered for" in str(caught.value)
+
+
+async def test_nobody_listens() -> None:
+    cache = HttpCache("http://127.0.0.1:1")
+    with one_error():
+        await cache.narinfo(HASH)
+    cache.close()
+
+
+async def test_a_nar_plain_and_compressed(server: Server, cache: HttpCache) -> None:
+    server.pages["/nar/x.nar"] = (200, {}, NAR)
+    assert await read(cache) == NAR
+    server.pages["/nar/x.nar"] = (200, {}, zstandard.ZstdCompressor().compress(NAR))
+    assert await read(cache, replace(INFO, compression="zstd")) == NAR
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ((404, {}, b""), "not there"),
+        ((500, {}, b""), "answered 500"),
+        ((200, {}, NAR + b"x"), "longer than its signed NarSize"),
+        ((200, {"Content-Length": "400000", "X-Test": "cut"}, NAR[:1000]), "x.nar: "),
+        ((200, {"Content-Length": "99999999999", "X-Test": "endless"}, b""), "longer than"),
+    ],
+)  # fmt: skip
+async def test_a_bad_nar(
+    server: Server, cache: HttpCache, page: tuple[int, dict[str, str], bytes], reason: str
+) -> None:
+    server.pages["/nar/x.nar"] = page
+    with one_error() as caught:
+        await read(cache)
+    assert reason in str(caught.value)
+
+
+async def test_a_stalling_nar_is_given_up(
+    server: Server, cache: HttpCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_module, "STALL_SECONDS_MAX", 1)
+    server.pages["/nar/x.nar"] = (200, {"Content-Length": "300000", "X-Test": "stall"}, NAR[:10])
+    with one_error() as caught:
+        await read(cache)
+    assert "too slow" in str(caught.value)
+
+
+async def test_a_reader_that_goes_away_ends_the_download(server: Server, cache: HttpCache) -> None:
+    server.pages["/nar/x.nar"] = (200, {"Content-Length": "300000", "X-Test": "stall"}, NAR[:10])
+    with trio.fail_after(10):
+        with trio.move_on_after(0.5):
+            await read(cache)
+        async with cache.nar(INFO):
+            pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://169.254.169.254/latest/meta-data", "https://127.0.0.1/x.nar", "//evil.example/x.nar",
+     "file:///etc/passwd", "ftp://x/y", "http://127.0.0.1:1/x.nar"],
+)  # fmt: skip
+async def test_a_nar_elsewhere_is_not_fetched(server: Server, cache: HttpCache, url: str) -> None:
+    with one_error() as caught:
+        await read(cache, replace(INFO, url=url))
+    assert "at another place" in str(caught.value)
+    assert server.seen == []
+
+
+async def test_redirects_are_followed_up_to_a_limit(server: Server, cache: HttpCache) -> None:
+    server.pages["/nar/x.nar"] = (302, {"Location": "/moved"}, b"")
+    server.pages["/moved"] = (200, {}, NAR)
+    assert await read(cache) == NAR
+    server.pages["/moved"] = (302, {"Location": "/moved"}, b"")
+    with one_error() as caught:
+        await read(cache)
+    assert "redirects" in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/"])
+async def test_redirects_to_other_schemes(server: Server, cache: HttpCache, target: str) -> None:
+    server.pages["/nar/x.nar"] = (302, {"Location": target}, b"")
+    with one_error() as caught:
+        await read(cache)
+    assert "not safe" in str(caught.value)
+
+
+async def test_a_public_upstream_may_not_redirect_to_a_private_address(
+    server: Server, cache: HttpCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127.0.0.1 plays the public upstream; localhost by another name is then private."""
+    server.pages["/nar/x.nar"] = (302, {"Location": f"{server.url}/secret"}, b"")
+    server.pages["/secret"] = (200, {"Connection": "close"}, NAR)
+    answers = iter([True])
+    monkeypatch.setattr(upstream_module, "_is_public", lambda address: next(answers, False))
+    with one_error() as caught:
+        await read(cache)
+    assert "private address" in str(caught.value)
+    assert server.seen == ["/nar/x.nar"]
+
+
+def test_which_addresses_are_public() -> None:
+    private = [
+        "127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fe80::1", "fd00::1",
+        "::ffff:127.0.0.1", "0.0.0.0", "100.64.0.1", "", "x",
+    ]  # fmt: skip
+    assert not any(upstream_module._is_public(address) for address in private)
+    assert upstream_module._is_public("1.1.1.1") and upstream_module._is_public("2606:4700::1111")
+
+
+async def test_a_directory(tmp_path: Path) -> None:
+    cache = open_cache(f"file://{tmp_path}")
+    assert isinstance(cache, FileCache)
+    (tmp_path / f"{HASH}.narinfo").write_bytes(ROOT)
+    (tmp_path / "nar").mkdir()
+    (tmp_path / "nar" / "x.nar").write_bytes(NAR)
+    assert await cache.narinfo(HASH) == parse(ROOT)
+    assert await cache.narinfo("0" * 32) is None
+    assert cache.store_hashes() == [HASH]
+    assert await read(cache) == NAR
+
+
+@pytest.mark.parametrize("url", ["../../etc/passwd", "/etc/passwd", "nar/../../x", "file:///x"])
+async def test_a_directory_does_not_lead_out_of_itself(tmp_path: Path, url: str) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "x").write_bytes(NAR)
+    with one_error() as caught:
+        await read(FileCache("file:///c", tmp_path / "cache"), replace(INFO, url=url))
+    assert "outside itself" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "https://", "x", "s3://bucket"])
+def test_what_is_no_cache(url: str) -> None:
+    with pytest.raises(UpstreamError, match="give an http"):
+        open_cache(url)
