@@ -1,0 +1,217 @@
+"""The shell with real machines: several peers, loss, lies, and what a stranger can learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from chunker.digest import manifest_id
+from chunker.errors import BlockCorrupt
+from chunker.ingest import Ingest
+from chunker.manifest import encode_manifest
+from chunker.rebuild import rebuild
+from chunker.store import MemoryStore
+from peer.errors import NotHere
+from peer.fetch import Fetch, candidates
+from peer.identity import PeerId
+from tests.peer.office import Node, Office, hold, make_path, office, until
+
+BIG = 3_000_000
+
+
+async def fetch_all(node: Node, record: object) -> Fetch | None:
+    fetch = await Fetch.open(node.swarm, record)  # type: ignore[arg-type]
+    if fetch is not None:
+        await fetch.complete()
+    return fetch
+
+
+def nar_at(node: Node, fetch: Fetch) -> bytes:
+    return b"".join(rebuild(fetch.manifest, fetch.record.needles, node.store))
+
+
+async def two_seeds(place: Office, size: int = BIG) -> tuple[Node, Node, Node, object, bytes]:
+    record, nar = make_path("path", size)
+    for name in ("one", "two"):
+        record = hold(place.stores.setdefault(name, MemoryStore()), record, nar)
+    one, two = await place.start("one", "seed"), await place.start("two", "seed")
+    me = await place.start("me", "gateway", "one", "two")
+    return me, one, two, record, nar
+
+
+async def test_a_nar_comes_from_several_peers_at_once_and_each_block_once() -> None:
+    async with office() as place:
+        me, one, two, record, nar = await two_seeds(place, 12_000_000)
+        fetch = await fetch_all(me, record)
+        assert fetch is not None and nar_at(me, fetch) == nar
+        assert me.store.is_verified(fetch.id)
+        tallies = me.swarm.counters.peers
+        assert tallies[one.peer].blocks > 0 and tallies[two.peer].blocks > 0
+        assert tallies[one.peer].blocks + tallies[two.peer].blocks == len(fetch.manifest.blocks)
+
+
+async def test_losing_a_peer_in_mid_transfer_is_not_noticed() -> None:
+    async with office() as place:
+        me, one, two, record, nar = await two_seeds(place)
+        fetch = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
+        assert fetch is not None
+        await fetch.block(0)
+        place.network.cut(one.peer)
+        await fetch.complete()
+        assert nar_at(me, fetch) == nar
+        assert me.swarm.sessions() == (two.peer,)
+
+
+async def test_losing_every_peer_is_said_and_the_blocks_that_came_stay() -> None:
+    async with office() as place:
+        me, one, two, record, _ = await two_seeds(place)
+        fetch = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
+        assert fetch is not None
+        await fetch.block(0)
+        place.network.cut(one.peer)
+        place.network.cut(two.peer)
+        with pytest.raises(NotHere, match="no source has block"):
+            await fetch.complete()
+        assert len(me.store.blocks) > 0
+        assert not me.store.is_verified(fetch.id)
+
+
+async def test_a_peer_that_comes_back_goes_on_helping() -> None:
+    async with office() as place:
+        me, one, two, record, nar = await two_seeds(place)
+        place.network.cut(one.peer)
+        place.network.cut(two.peer)
+        await until(lambda: not me.swarm.sessions())
+        place.network.restore(two.peer)
+        await until(lambda: bool(me.swarm.sessions()))
+        fetch = await fetch_all(me, record)
+        assert fetch is not None and nar_at(me, fetch) == nar
+
+
+class RottenStore(MemoryStore):
+    """Sends what it likes: `read` and `get` skip every check."""
+
+    def get(self, wanted):  # type: ignore[no-untyped-def]
+        block = super().get(wanted)
+        bad = bytes([block.data[0] ^ 1]) + block.data[1:]
+        encoded = replace(self.blocks[wanted], codec=0, length=len(bad), payload=bad)
+        return replace(block, data=bad, encoded=encoded)
+
+
+async def test_a_liar_is_banned_and_nothing_of_it_is_kept() -> None:
+    async with office() as place:
+        place.stores["one"] = RottenStore()
+        me, one, two, record, nar = await two_seeds(place)
+        fetch = await fetch_all(me, record)
+        assert fetch is not None and nar_at(me, fetch) == nar
+        assert me.swarm.counters.bans == 1
+        assert me.swarm.counters.peers[one.peer].blocks == 0
+        assert me.swarm.sessions() == (two.peer,)
+
+
+async def test_a_rotten_block_is_refused_and_not_blamed_on_its_holder() -> None:
+    async with office() as place:
+        me, one, two, record, nar = await two_seeds(place)
+        held = one.store.blocks
+        for wanted in list(held)[::3]:
+            held[wanted] = replace(held[wanted], payload=b"rot")
+        fetch = await fetch_all(me, record)
+        assert fetch is not None and nar_at(me, fetch) == nar
+        assert me.swarm.counters.bans == 0
+        with pytest.raises(BlockCorrupt):
+            for wanted in two.store.blocks:
+                two.store.blocks[wanted] = replace(two.store.blocks[wanted], payload=b"rot")
+                two.store.get(wanted)
+
+
+async def test_a_lying_manifest_is_found_out_and_its_source_blamed() -> None:
+    async with office() as place:
+        record, nar = make_path("path", BIG)
+        liar = place.stores.setdefault("liar", MemoryStore())
+        _, other = make_path("other", BIG)
+        ingest = Ingest(liar, record.needles)
+        ingest.feed(other)
+        _, manifest = ingest.finish_unchecked()
+        lie = encode_manifest(replace(manifest, nar_hash=record.nar_hash))
+        liar.put_manifest(manifest_id(lie), lie, verified=True)
+        liar.put_record(replace(record, manifest=manifest_id(lie)))
+        honest = hold(place.stores.setdefault("honest", MemoryStore()), record, nar)
+        await place.start("liar", "seed")
+        me = await place.start("me", "gateway", "liar")
+        with pytest.raises(NotHere, match="is a lie"):
+            await fetch_all(me, record)
+        assert await Fetch.open(me.swarm, record) is None
+        assert not me.store.is_verified(manifest_id(lie))
+
+        await place.start("honest", "seed")
+        again = await place.start("again", "gateway", "liar", "honest")
+        for _ in range(2):
+            fetch = await Fetch.open(again.swarm, record)
+            assert fetch is not None
+            try:
+                await fetch.complete()
+            except NotHere:
+                continue
+            assert fetch.id == honest.manifest and nar_at(again, fetch) == nar
+            return
+        raise AssertionError("the honest manifest was never tried")
+
+
+async def test_a_lan_cache_fills_itself_from_its_seed_while_it_serves() -> None:
+    async with office() as place:
+        record, nar = make_path("path", BIG)
+        record = hold(place.stores.setdefault("seed", MemoryStore()), record, nar)
+        seed = await place.start("seed", "seed")
+        lan = await place.start("lan", "peer", "seed")
+        me = await place.start("me", "gateway", "lan")
+        assert await me.swarm.find(record.store_hash, 2) == []
+        offers = await me.swarm.please(record.store_hash, 5, [])
+        assert [peer for peer, _ in offers] == [lan.peer]
+        fetch = await Fetch.open(me.swarm, record, offers)
+        assert fetch is not None
+        await fetch.complete()
+        assert nar_at(me, fetch) == nar
+        assert seed.peer not in me.swarm.counters.peers
+        await until(lambda: lan.store.is_verified(record.manifest))
+
+
+async def test_a_fetch_under_way_is_joined_not_doubled() -> None:
+    async with office() as place:
+        me, _, _, record, _ = await two_seeds(place)
+        first = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
+        second = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
+        assert first is second is not None
+        await first.complete()
+
+
+async def test_private_and_absent_answer_alike() -> None:
+    """Every question about a path that is not for the asker gets what an unknown path gets."""
+    async with office() as place:
+        record, nar = make_path("private", BIG)
+        record = hold(place.stores.setdefault("holder", MemoryStore()), record, nar)
+        place.allowed = lambda asker, _: asker == place.peer("friend")
+        await place.start("holder", "peer")
+        friend = await place.start("friend", "gateway", "holder")
+        stranger = await place.start("stranger", "gateway", "holder")
+        assert len(await friend.swarm.find(record.store_hash, 2)) == 1
+        absent = make_path("absent", 10)[0]
+        for path in (record, absent):
+            assert await stranger.swarm.find(path.store_hash, 2) == []
+            assert await stranger.swarm.please(path.store_hash, 2, []) == []
+        asking = next(iter(stranger.swarm._asking.values()))
+        for path in (record, replace(absent, manifest=manifest_id(b"none"))):
+            with pytest.raises(NotHere, match="does not have"):
+                await asking.manifest(path.manifest)
+
+
+def test_candidates_a_trusted_manifest_first_then_the_majority() -> None:
+    record, _ = make_path("path", 100)
+    a, b, c = PeerId("a"), PeerId("b"), PeerId("c")
+    first, second = (replace(record, manifest=manifest_id(bytes([n]))) for n in range(2))
+    offers = [(a, first), (b, second), (c, second)]
+    assert [item[1] for item in candidates(record, offers, set())] == [[b, c], [a]]
+    assert [item[1] for item in candidates(record, offers, {first.manifest})] == [[a], [b, c]]
+    foreign = replace(first, nar_size=record.nar_size + 1)
+    assert candidates(record, [(a, foreign)], set()) == []
+    assert candidates(record, [(a, replace(first, references=(record.store_path,)))], set()) == []
