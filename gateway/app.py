@@ -140,7 +140,12 @@ async def serve_http(
     config = running.config
     upstreams = tuple(open_cache(url) for url in config.upstreams)
     substituter = Substituter(
-        running.store, running.swarm, upstreams, running.keys, config.priority
+        running.store,
+        running.swarm,
+        upstreams,
+        running.keys,
+        _ring(config.publish_keys),
+        config.priority,
     )
     try:
         listeners = await trio.open_tcp_listeners(config.http_port, host=config.http_host)

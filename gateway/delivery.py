@@ -30,12 +30,14 @@ from chunker.rebuild import piece
 from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.errors import NotHere, PeerError
-from peer.fetch import Fetch
+from peer.fetch import STUCK_SECONDS_MAX, Fetch
 from peer.swarm import Swarm
 
 from .errors import UpstreamError
 from .filling import Filling
+from .offer import is_signed
 from .server import BodyBroken
+from .signing import KeyRing
 from .trust import Admitted
 from .upstream import Upstream
 
@@ -43,6 +45,8 @@ log = logging.getLogger(__name__)
 
 WRONG_SECONDS = 600.0
 SOURCES_SECONDS_MAX = 4.0
+RESCUE_SECONDS = 1.0
+"""How long a block that no live peer holds is waited for where an upstream stands by."""
 CLEAN_UP_SECONDS_MAX = 5.0
 
 Body = Callable[[int, int], AsyncIterator[bytes]]
@@ -59,11 +63,19 @@ class Delivery:
 class Deliveries:
     """All NARs under way; the same NAR is fetched once however many ask."""
 
-    def __init__(self, store: BlockStore, swarm: Swarm, upstreams: tuple[Upstream, ...]) -> None:
+    def __init__(
+        self,
+        store: BlockStore,
+        swarm: Swarm,
+        upstreams: tuple[Upstream, ...],
+        publish_keys: KeyRing,
+    ) -> None:
         self.upstream_bytes = 0
+        self.patience_seconds = RESCUE_SECONDS if upstreams else STUCK_SECONDS_MAX
         self._store = store
         self._swarm = swarm
         self._upstreams = upstreams
+        self._publish_keys = publish_keys
         self._wrong: dict[NarHash, float] = {}
         self._fillings: dict[NarHash, Filling] = {}
         self._nursery: trio.Nursery | None = None
@@ -103,13 +115,14 @@ class Deliveries:
         return manifest if all(self._store.has(manifest.blocks)) else None
 
     async def _from_peers(self, record: PathRecord) -> Fetch | None:
+        public = is_signed(record, self._publish_keys)
         try:
-            offers = await self._swarm.find(record.store_hash, SOURCES_SECONDS_MAX)
+            offers = await self._swarm.find(record.store_hash, SOURCES_SECONDS_MAX, public=public)
             offers += await self._swarm.please(
                 record.store_hash, SOURCES_SECONDS_MAX, [peer for peer, _ in offers]
             )
             offers = [offer for offer in offers if offer[1].nar_hash == record.nar_hash]
-            return await Fetch.open(self._swarm, record, offers)
+            return await Fetch.open(self._swarm, record, offers, public=public)
         except PeerError as error:
             log.warning("peers cannot deliver %s: %s", record.store_path, error)
             return None
@@ -214,6 +227,7 @@ class _FetchedBody:
     def __init__(self, deliveries: Deliveries, fetch: Fetch) -> None:
         self._deliveries = deliveries
         self._fetch = fetch
+        self._filling: Filling | None = None
 
     async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
         fetch = self._fetch
@@ -238,17 +252,22 @@ class _FetchedBody:
 
     async def _read(self, index: int, offset: int) -> bytes:
         fetch = self._fetch
-        try:
-            return fetch.plain(index, await fetch.block(index))
-        except NotHere as error:
-            log.warning("%s: %s; trying the upstreams", fetch.record.store_path, error)
-            return await self._rescued(index, offset, error)
+        if self._filling is None:
+            try:
+                block = await fetch.block(index, self._deliveries.patience_seconds)
+                return fetch.plain(index, block)
+            except NotHere as error:
+                self._filling = self._deliveries.fill(fetch.record)
+                if self._filling is None:
+                    raise BodyBroken(str(error)) from error
+                log.warning("%s; going on with an upstream", error)
+        return await self._rescued(self._filling, index, offset)
 
-    async def _rescued(self, index: int, offset: int, reason: NotHere) -> bytes:
-        filling = self._deliveries.fill(self._fetch.record)
+    async def _rescued(self, filling: Filling, index: int, offset: int) -> bytes:
+        """The peers are gone: the same block behind an upstream's download."""
         try:
-            if filling is None or await filling.block(index) != self._fetch.manifest.blocks[index]:
-                raise BodyBroken(str(reason)) from reason
+            if await filling.block(index) != self._fetch.manifest.blocks[index]:
+                raise BodyBroken(f"{filling.record.store_path}: the upstream has other blocks")
             return await filling.piece(index, offset)
         except (UpstreamError, BlockMissing, BlockCorrupt) as error:
             raise BodyBroken(str(error)) from error

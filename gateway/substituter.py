@@ -58,10 +58,11 @@ class Substituter:
         swarm: Swarm,
         upstreams: tuple[Upstream, ...],
         keys: KeyRing,
+        publish_keys: KeyRing,
         priority: int,
     ) -> None:
         self.served = Served()
-        self.deliveries = Deliveries(store, swarm, upstreams)
+        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys)
         self._store = store
         self._swarm = swarm
         self._upstreams = upstreams

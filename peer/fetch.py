@@ -55,12 +55,18 @@ class Fetch:
     """Open one with `Fetch.open`; read blocks in any order; `complete` or `close` it."""
 
     def __init__(
-        self, swarm: Swarm, record: PathRecord, manifest: Manifest, sources: list[PeerId]
+        self,
+        swarm: Swarm,
+        record: PathRecord,
+        manifest: Manifest,
+        sources: list[PeerId],
+        public: bool,
     ) -> None:
         self.id = record.manifest
         self.record = record
         self.manifest = manifest
         self.sources = sources
+        self.public = public
         self.failed = ""
         self.readers = 0
         self._is_stuck = False
@@ -70,14 +76,20 @@ class Fetch:
 
     @classmethod
     async def open(
-        cls, swarm: Swarm, record: PathRecord, offers: list[Offer] | None = None
+        cls,
+        swarm: Swarm,
+        record: PathRecord,
+        offers: list[Offer] | None = None,
+        *,
+        public: bool = False,
     ) -> Fetch | None:
-        """A running fetch whose every missing block has a source, or None.
+        """A running fetch whose every missing block has a source, or None. `public`: strangers
+        may be asked for it.
 
         Joins the one that is under way, if there is one for this manifest.
         """
         if offers is None:
-            offers = await swarm.find(record.store_hash, FIND_SECONDS_MAX)
+            offers = await swarm.find(record.store_hash, FIND_SECONDS_MAX, public=public)
         offers = [o for o in offers if not swarm.is_blamed(o[0], o[1].manifest)]
         trusted = {o.manifest for _, o in offers if swarm.policies.trusted_manifest(o)}
         offered = {offer.manifest: offer for _, offer in offers}
@@ -88,7 +100,7 @@ class Fetch:
             got = await swarm.get_manifest(offered[wanted], peers)
             if got is None or wanted in swarm.fetches:
                 continue
-            fetch = cls(swarm, offered[wanted], got[0], peers)
+            fetch = cls(swarm, offered[wanted], got[0], peers, public)
             if await fetch._begin(got[1]):
                 return fetch
         return None
@@ -107,24 +119,25 @@ class Fetch:
         await self.close()
         return False
 
-    async def block(self, index: int) -> Block:
-        """Wait for block `index`, and read it verified. Raises NotHere when nobody has it."""
+    async def block(self, index: int, patience_seconds: float = STUCK_SECONDS_MAX) -> Block:
+        """Wait for block `index`, and read it verified. Raises NotHere when nobody has had it for
+        `patience_seconds`."""
         await self._swarm.reading(self, index)
         store = self._swarm.store
         while True:
-            await self._until_present(index)
+            await self._until_present(index, patience_seconds)
             try:
                 return await trio.to_thread.run_sync(store.get, self.manifest.blocks[index])
             except (BlockMissing, BlockCorrupt) as error:
                 raise NotHere(f"block {index} was lost here: {error}") from error
 
-    async def _until_present(self, index: int) -> None:
+    async def _until_present(self, index: int, patience_seconds: float = STUCK_SECONDS_MAX) -> None:
         deadline = float("inf")
         while index in self._missing:
             if self.failed:
                 raise NotHere(self.failed)
             if self._is_stuck:
-                deadline = min(deadline, trio.current_time() + STUCK_SECONDS_MAX)
+                deadline = min(deadline, trio.current_time() + patience_seconds)
             else:
                 deadline = float("inf")
             with trio.CancelScope(deadline=deadline) as scope:

@@ -156,8 +156,12 @@ class Swarm(Library):
 
     # -- questions ---------------------------------------------------------------------------
 
-    async def find(self, store_hash: str, seconds: float) -> list[tuple[PeerId, PathRecord]]:
-        """Who has this path, of all sessions at once; an error or silence is no answer."""
+    async def find(
+        self, store_hash: str, seconds: float, *, public: bool = False
+    ) -> list[tuple[PeerId, PathRecord]]:
+        """Who has this path, of the configured peers at once, and of strangers too if it is
+        `public`: whoever holds a path learns from the question that we want it. An error or
+        silence is no answer."""
         began = trio.current_time()
         with trio.move_on_after(seconds):
             await self.settled()
@@ -169,7 +173,8 @@ class Swarm(Library):
             if record is not None:
                 found.append((asking.peer, record))
 
-        await self._ask_all(list(self._asking.values()), ask, seconds)
+        asked = [a for a in self._asking.values() if public or self.policies.knows(a.peer)]
+        await self._ask_all(asked, ask, seconds)
         return sorted(found, key=lambda item: item[0])
 
     async def please(
@@ -415,6 +420,8 @@ class Swarm(Library):
 
     async def _join(self, asking: Asking, fetch: Fetch) -> None:
         """A peer came while a download runs: it may have the same NAR."""
+        if not (fetch.public or self.policies.knows(asking.peer)):
+            return
         try:
             found = (await asking.find([fetch.record.store_hash])).get(fetch.record.store_hash)
         except PeerError:

@@ -57,7 +57,7 @@ class Node:
             Policies(
                 serves=lambda _: True,
                 asks=lambda _: role != "seed",
-                knows=lambda _: True,
+                knows=office.knows,
                 trusted_manifest=lambda _: False,
                 admits=lambda _: True,
                 pulls_through=role == "peer",
@@ -75,7 +75,11 @@ class Office:
         self.stores: dict[str, MemoryStore] = {}
         self.nodes: dict[str, Node] = {}
         self.allowed: Callable[[PeerId, PathRecord], bool] = lambda asker, record: True
+        self.known: Callable[[PeerId], bool] = lambda peer: True
         self._nursery = nursery
+
+    def knows(self, peer: PeerId) -> bool:
+        return self.known(peer)
 
     def may_have(self, asker: PeerId, record: PathRecord) -> bool:
         return self.allowed(asker, record)

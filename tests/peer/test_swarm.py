@@ -17,7 +17,8 @@ from peer.fetch import Fetch, candidates
 from peer.identity import PeerId
 from tests.peer.office import Node, Office, hold, make_path, office, until
 
-BIG = 3_000_000
+BIG = 12_000_000
+"""More blocks than one peer is asked for at once."""
 
 
 async def fetch_all(node: Node, record: object) -> Fetch | None:
@@ -42,7 +43,7 @@ async def two_seeds(place: Office, size: int = BIG) -> tuple[Node, Node, Node, o
 
 async def test_a_nar_comes_from_several_peers_at_once_and_each_block_once() -> None:
     async with office() as place:
-        me, one, two, record, nar = await two_seeds(place, 12_000_000)
+        me, one, two, record, nar = await two_seeds(place)
         fetch = await fetch_all(me, record)
         assert fetch is not None and nar_at(me, fetch) == nar
         assert me.store.is_verified(fetch.id)
