@@ -7,10 +7,12 @@ and are mapped once, here.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+import ifaddr
 import multiaddr
 import trio
 from libp2p import new_host
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 WRITE_BYTES = 256 * 1024
 CLOSE_SECONDS_MAX = 1.0
 CONNECTIONS_MAX = 32
+WILDCARDS = ("0.0.0.0", "::")
 
 
 class Libp2pTransport:
@@ -63,7 +66,8 @@ class Libp2pTransport:
         for address in self._host.get_transport_addrs():
             words = str(address).split("/")[1:]
             if len(words) >= 4 and words[0] in ("ip4", "ip6") and words[2] == "tcp":
-                found.append(Address(self.peer, words[1], int(words[3])))
+                hosts = _interfaces(words[1]) if words[1] in WILDCARDS else [words[1]]
+                found += [Address(self.peer, host, int(words[3])) for host in hosts]
         return tuple(found)
 
     async def run(
@@ -144,6 +148,19 @@ class _Stream:
                 await self._stream.close()
             except Exception as error:
                 log.debug("closing a stream of %s: %s", self.peer, error)
+
+
+def _interfaces(wildcard: str) -> list[str]:
+    """What 0.0.0.0 or :: stands for on this machine; loopback only where there is nothing else."""
+    found = [
+        ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+        for adapter in ifaddr.get_adapters()
+        for ip in adapter.ips
+        if ip.is_IPv6 == (wildcard == "::")
+    ]
+    parsed = [ipaddress.ip_address(text) for text in found]
+    far = [str(ip) for ip in parsed if not ip.is_loopback and not ip.is_link_local]
+    return far or ["::1" if wildcard == "::" else "127.0.0.1"]
 
 
 def _multiaddr(host: str, port: int) -> multiaddr.Multiaddr:
