@@ -276,11 +276,8 @@ def _perform(
         if raised:
             raise raised[0] from None
         raise UpstreamError(f"{url}: {error.args[1]}") from error
-    return (
-        status[0],
-        curl.getinfo(pycurl.REDIRECT_URL) or "",
-        curl.getinfo(pycurl.PRIMARY_IP) or "",
-    )
+    redirect, address = curl.getinfo(pycurl.REDIRECT_URL), curl.getinfo(pycurl.PRIMARY_IP)
+    return status[0], redirect or "", address or ""
 
 
 def _guarded(act: Callable[[], None], raised: list[BaseException], good: int, bad: int) -> int:

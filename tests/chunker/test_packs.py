@@ -251,3 +251,18 @@ def test_permissions_are_the_owners_alone(tmp_path: Path) -> None:
     for path in (tmp_path / "store", tmp_path / "store" / "packs"):
         assert path.stat().st_mode & 0o777 == 0o700
     assert pack(tmp_path / "store").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_rotten_record_is_not_taken_in(tmp_path: Path) -> None:
+    """When the index is rebuilt, a block whose bytes rotted is left out; the others are not."""
+    filled(tmp_path)
+    store = PackStore.open(tmp_path, read_only=True)
+    row = store._database.execute("SELECT at FROM blocks WHERE id = ?", (BLOCKS[2].id,)).fetchone()
+    store.close()
+    with pack(tmp_path).open("r+b") as file:
+        file.seek(row[0] + 9)
+        file.write(b"rot")
+    (tmp_path / "index.sqlite").unlink()
+    store = PackStore.open(tmp_path)
+    assert store.has([BLOCKS[2].id, BLOCKS[3].id]) == [False, True]
+    store.close()
