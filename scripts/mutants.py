@@ -2,7 +2,8 @@
 
 Each tests/mutants/*.patch removes one defence and names in its first line the test that must go
 red. Every patch is applied to a copy of the tracked files; a test that stays green, or breaks for
-another reason than a failed test, counts as failed. Prints "N passed, N failed"; exit code 1 if any.
+another reason than a failed test, counts as failed. Prints
+"N passed, N failed"; exit code 1 if any failed.
 """
 
 from __future__ import annotations

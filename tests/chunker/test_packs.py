@@ -197,6 +197,10 @@ def test_a_full_disk_loses_nothing_acknowledged(
     assert all(store.has([block.id for block in BLOCKS]))
     assert list(store.verify()) == []
     store.close()
+    (tmp_path / "index.sqlite").unlink()  # and the packs alone tell the same
+    store = PackStore.open(tmp_path)
+    assert all(store.has([block.id for block in BLOCKS]))
+    store.close()
 
 
 def test_two_processes_on_one_store(tmp_path: Path) -> None:
