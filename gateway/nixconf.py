@@ -14,6 +14,8 @@ from .errors import ConfigError
 
 INCLUDE_DEPTH_MAX = 10
 FILE_BYTES_MAX = 1024 * 1024
+DEFAULT_KEYS = ("cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",)
+"""What Nix trusts where nix.conf says nothing (src/libstore/globals.hh)."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class NixSettings:
 
 
 def read(paths: Sequence[Path]) -> NixSettings:
-    """Later files win; missing ones do not count. Raises ConfigError."""
-    values: dict[str, list[str]] = {}
+    """Later files win; missing ones do not count; what no file sets is as Nix has it. Raises
+    ConfigError."""
+    values = {"trusted-public-keys": list(DEFAULT_KEYS)}
     for path in paths:
         if path.is_file():
             _read(path, values, 0)

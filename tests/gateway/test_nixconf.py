@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ConfigError
-from gateway.nixconf import read
+from gateway.nixconf import DEFAULT_KEYS, read
 from tests.nix import Nix
 
 
@@ -23,6 +23,12 @@ def test_keys_includes_extras_and_comments(tmp_path: Path) -> None:
     found = read([tmp_path / "nix.conf", tmp_path / "none.conf"])
     assert found.trusted_public_keys == ("a:1", "b:2", "d:4", "e:5")
     assert found.substituters == ("https://x",)
+
+
+def test_what_no_file_sets_is_as_nix_has_it(tmp_path: Path) -> None:
+    assert read([]).trusted_public_keys == DEFAULT_KEYS
+    (tmp_path / "nix.conf").write_text("extra-trusted-public-keys = a:1\n")
+    assert read([tmp_path / "nix.conf"]).trusted_public_keys == (*DEFAULT_KEYS, "a:1")
 
 
 def test_a_later_file_wins(tmp_path: Path) -> None:
@@ -49,9 +55,12 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.nix
-def test_nix_reads_the_same(tmp_path: Path, nix: Nix, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", ["", "trusted-public-keys = a:1 b:2\n"])
+def test_nix_reads_the_same(
+    tmp_path: Path, nix: Nix, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
     (tmp_path / "nix.conf").write_text(
-        "trusted-public-keys = a:1 b:2\nextra-trusted-public-keys = c:3 # d:4\ninclude more\n"
+        f"{first}extra-trusted-public-keys = c:3 # d:4\ninclude more\n"
     )
     (tmp_path / "more").write_text("extra-trusted-public-keys = e:5\n")
     monkeypatch.setenv("NIX_CONF_DIR", str(tmp_path))
