@@ -222,20 +222,58 @@ def test_a_foreign_key_is_not_trusted(office: Office) -> None:
         assert narinfo(gateway.url, path) is None
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd", "xz"])
-def test_an_upstream_is_cut_and_stored_while_nix_gets_it(office: Office, compression: str) -> None:
+@contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """The URL of a plain HTTP server for a directory."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(directory))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def packed_cache(office: Office, compression: str) -> Path:
     cache = office.top / "cache"
     office.nix.run(
         "nix", "copy", "--to", f"file://{cache}?compression={compression}", office.closure.root
     )
-    gateway = office.gateway(more=("--upstream", f"file://{cache}"))
-    office.substitute("client", gateway.url)
+    return cache
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd", "xz"])
+def test_an_upstream_is_cut_and_stored_while_nix_gets_it(office: Office, compression: str) -> None:
+    with served(packed_cache(office, compression)) as url:
+        gateway = office.gateway(more=("--upstream", url))
+        office.substitute("client", gateway.url)
     office.verify("client")
     assert gateway.status()["paths"] == len(office.closure.infos)
     gateway.stop()
     alone = office.start("gateway", "gateway")
     office.substitute("later", alone.url)
     office.verify("later")
+
+
+def test_a_closure_seeded_from_an_http_cache(office: Office) -> None:
+    with served(packed_cache(office, "zstd")) as url:
+        words = [url, office.closure.root, "--closure", *office.knows("gateway")]
+        seed = office.start("seed", "seed", *words)
+        gateway = office.gateway(seed)
+        office.substitute("client", gateway.url)
+    office.verify("client")
+    assert seed.status()["paths"] == len(office.closure.infos)
 
 
 def test_served_narinfo_is_rebuilt_from_the_signed_fields(office: Office) -> None:
