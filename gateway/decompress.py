@@ -70,9 +70,9 @@ class _Gzip:
 
 class _Zstd:
     """Input is fed in small steps: the codec has no output bound, but a block of 128 KiB takes at
-    least 4 bytes, so a step gives at most 8 MiB."""
+    least 4 bytes, so a step gives at most 2 MiB."""
 
-    STEP_BYTES = 256
+    STEP_BYTES = 64
 
     def __init__(self) -> None:
         factory = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
@@ -83,10 +83,15 @@ class _Zstd:
         return self._codec.eof
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
+        out = bytearray()
         for at in range(0, len(data), self.STEP_BYTES):
             if self._codec.eof:
                 raise UpstreamError("bytes after the end of the compressed NAR")
-            yield self._codec.decompress(data[at : at + self.STEP_BYTES])
+            out += self._codec.decompress(data[at : at + self.STEP_BYTES])
+            if len(out) >= PIECE_BYTES:
+                yield bytes(out)
+                out.clear()
+        yield bytes(out)
 
 
 class Decoder:

@@ -35,6 +35,9 @@ REDIRECTS_MAX = 5
 HANDLES_KEPT_MAX = 8
 PIECES_AHEAD_MAX = 4
 READ_BYTES = 1024 * 1024
+PASSED_BYTES_MIN = 256 * 1024
+"""A hop from libcurl's thread into trio costs 0.1 ms: pieces are gathered first."""
+CURL_BUFFER_BYTES = 256 * 1024
 MISSING = (401, 403, 404, 410)
 
 
@@ -167,14 +170,23 @@ class HttpCache:
     ) -> None:
         decoder = make_decoder(info.compression, info.nar_size)
 
+        gathered = bytearray()
+
         def pass_on(data: bytes) -> None:
             for piece in decoder.feed(data):
-                trio.from_thread.run(send.send, piece)
+                gathered.extend(piece)
+                if len(gathered) >= PASSED_BYTES_MIN:
+                    hand_over()
+
+        def hand_over() -> None:
+            trio.from_thread.run(send.send, bytes(gathered))
+            gathered.clear()
 
         def work() -> None:
             if not self._get(url, pass_on, seconds_max=0):
                 raise UpstreamError(f"{url} is not there")
             decoder.finish()
+            hand_over()
 
         async with send:
             try:
@@ -259,6 +271,7 @@ def _perform(
     curl.reset()
     curl.setopt(pycurl.URL, url)
     curl.setopt(pycurl.NOSIGNAL, 1)
+    curl.setopt(pycurl.BUFFERSIZE, CURL_BUFFER_BYTES)
     curl.setopt(pycurl.USERAGENT, "narswarm")
     curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     curl.setopt(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS_MAX)

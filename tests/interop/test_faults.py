@@ -248,7 +248,11 @@ def served(directory: Path) -> Iterator[str]:
 def packed_cache(office: Office, compression: str) -> Path:
     cache = office.top / "cache"
     office.nix.run(
-        "nix", "copy", "--to", f"file://{cache}?compression={compression}", office.closure.root
+        "nix",
+        "copy",
+        "--to",
+        f"file://{cache}?compression={compression}&compression-level=1",
+        office.closure.root,
     )
     return cache
 
