@@ -68,7 +68,12 @@ def parser() -> argparse.ArgumentParser:
         "narswarm seed ./result --closure --sign-key ci.key --peer 12D3KooW...",
         _seed,
     )
-    seed.add_argument("sources", nargs="*", metavar="STORE-PATH|URL", help="store paths, or caches")
+    seed.add_argument(
+        "sources",
+        nargs="*",
+        metavar="STORE-PATH|URL",
+        help="store paths or links to them; with the URL of a cache, what to take from it",
+    )
     seed.add_argument("--closure", action="store_true", help="with everything they refer to")
     seed.add_argument("--sign-key", type=Path, metavar="FILE", help="sign what was built here")
     seed.add_argument("--all", action="store_true", help="also offer what others signed or nobody")
@@ -92,8 +97,10 @@ def _add_node(
     node.add_argument("--store", type=Path, metavar="DIR", help="where blocks are kept")
     add = node.add_argument
     add("--listen", action="append", metavar="HOST:PORT", help="for peers; port 0 is any")
-    add("--peer", action="append", dest="peers", metavar="ADDRESS", help="a peer we know")
-    add("--trusted-public-key", action="append", dest="trusted_public_keys", metavar="KEY")
+    add("--peer", action="append", dest="peers", metavar="ADDRESS",
+        help="a peer we know, which may have what is trusted here")  # fmt: skip
+    add("--trusted-public-key", action="append", dest="trusted_public_keys", metavar="KEY",
+        help="besides those of nix.conf: NAME:BASE64")  # fmt: skip
     add("--publish-key", action="append", dest="publish_keys", metavar="KEY",
         help="strangers may have what this key signed")  # fmt: skip
     add("--lan", choices=["off", "open"], help="open: also talk to strangers on this network")
@@ -106,7 +113,7 @@ def _add_node(
         add("--priority", type=int, help="in nix-cache-info; lower is asked first")
         add("--upstream", action="append", dest="upstreams", metavar="URL",
             help="an ordinary binary cache as the fallback")  # fmt: skip
-    else:
+    elif name == "peer":
         add("--seed", action="append", dest="seeds", metavar="ADDRESS", help="fetch from this seed")
     return node
 
@@ -148,7 +155,7 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "status", help="what a running process does", epilog="example: narswarm status --json"
     )
     _store_options(status)
-    status.add_argument("--json", action="store_true")
+    status.add_argument("--json", action="store_true", help="one object instead of a table")
     status.set_defaults(command=_status)
     verify = commands.add_parser(
         "verify",

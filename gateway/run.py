@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import trio
 
 from chunker.errors import ChunkerError
-from chunker.packs import PackStore
+from chunker.record import store_hash
 
 from .app import Node, node, serve_http
 from .config import Config
@@ -58,7 +58,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
             await serve_http(running, stopping, _say_ready)
         else:
             if config.role == "seed":
-                await _fill(running, options, sign_key)
+                await _fill_until(stopping, running, options, sign_key)
             if not (config.role == "seed" and options.exit):
                 await _say_ready(running)
                 await stopping.wait()
@@ -92,24 +92,38 @@ async def _say_ready(running: Node) -> None:
     sys.stdout.flush()
 
 
+async def _fill_until(
+    stopping: trio.Event, running: Node, options: argparse.Namespace, sign_key: SecretKey | None
+) -> None:
+    """Raises GatewayError if a signal came first; what was done by then stays and is offered by
+    the next start."""
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await stopping.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(stop)
+        await _fill(running, options, sign_key)
+        nursery.cancel_scope.cancel()
+    if stopping.is_set():
+        raise GatewayError("stopped before everything was offered; start it again to go on")
+
+
 async def _fill(running: Node, options: argparse.Namespace, sign_key: SecretKey | None) -> None:
     caches = [source for source in options.sources if "://" in source]
     paths = [source for source in options.sources if "://" not in source]
     publish = KeyRing(tuple(PublicKey.parse(text) for text in running.config.publish_keys))
     if paths and not caches:
-        await trio.to_thread.run_sync(
-            _fill_from_store, running.store, paths, options, sign_key, publish
-        )
+        await trio.to_thread.run_sync(_fill_from_store, running, paths, options, sign_key, publish)
     for url in caches:
         shown = seed_cache(running.store, url, paths, closure=options.closure, sign_key=sign_key)
         async for progress in shown:
-            _show(progress)
-    for record in running.store.records():
-        running.swarm.catalogue.add(record)
+            _done(running, progress)
 
 
 def _fill_from_store(
-    store: PackStore,
+    running: Node,
     paths: list[str],
     options: argparse.Namespace,
     sign_key: SecretKey | None,
@@ -120,10 +134,16 @@ def _fill_from_store(
         roots = [nix.resolve(path) for path in paths]
         infos = nix.closure(roots) if options.closure else [_info(nix, root) for root in roots]
         shown: Iterable[Progress] = seed_store(
-            store, nix, infos, sign_key=sign_key, publish_keys=publish, all_paths=options.all
+            running.store,
+            nix,
+            infos,
+            sign_key=sign_key,
+            publish_keys=publish,
+            all_paths=options.all,
+            check=trio.from_thread.check_cancelled,
         )
         for progress in shown:
-            _show(progress)
+            trio.from_thread.run_sync(_done, running, progress)
     finally:
         nix.close()
 
@@ -133,6 +153,14 @@ def _info(nix: NixStore, path: str) -> PathInfo:
     if info is None:
         raise UsageError(f"{path} is not a valid path of this Nix store; build it first")
     return info
+
+
+def _done(running: Node, progress: Progress) -> None:
+    """A path is in the store: offer it at once, and say so."""
+    record = running.store.record(store_hash(progress.path))
+    assert record is not None
+    running.swarm.catalogue.add(record)
+    _show(progress)
 
 
 def _show(progress: Progress) -> None:

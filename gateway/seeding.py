@@ -75,8 +75,10 @@ def seed_store(
     sign_key: SecretKey | None,
     publish_keys: KeyRing,
     all_paths: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Progress]:
-    """Raises NarError, NarMismatch or StoreError; what was done before stays."""
+    """`check` is called between pieces; what it raises ends the seeding. Raises NarError,
+    NarMismatch or StoreError; what was done before stays."""
     chosen = offered(infos, publish_keys, all_paths=all_paths)
     if not chosen:
         raise UsageError(
@@ -96,6 +98,7 @@ def seed_store(
         if held is None:
             ingest = Ingest(store, record.needles, nar_size_max=record.nar_size)
             for piece in nix.nar(info):
+                check()
                 ingest.feed(piece)
             manifest, _ = ingest.finish(record.nar_hash, record.nar_size)
         else:

@@ -12,10 +12,14 @@ import pytest
 from chunker.block import Block
 from chunker.packs import PackStore
 from gateway import cli
+from gateway.narinfo import parse
 from gateway.program import Program
 from gateway.signing import generate, write_secret_key
+from tests.gateway.test_narinfo import ROOT
+from tests.gateway.test_upstream import INFO, Server, server
 from tests.golden.samples import sample_bytes
 
+__all__ = ["server"]
 COMMANDS = ["gateway", "peer", "seed", "demo", "keys", "status", "verify"]
 SECONDS_MAX = 60
 
@@ -169,6 +173,22 @@ def test_a_running_process_says_what_it_does_and_stops_cleanly(tmp_path: Path) -
         assert program.stop() == 0
     assert "Traceback" not in program.log.read_text()
     assert not (tmp_path / "store" / "control.sock").exists()
+
+
+def test_a_seed_can_be_stopped_while_it_fills(tmp_path: Path, server: Server) -> None:
+    server.pages[f"/{INFO.store_path[11:43]}.narinfo"] = (200, {}, ROOT)
+    url = f"/{parse(ROOT).url}"
+    server.pages[url] = (200, {"Content-Length": "440", "X-Test": "stall"}, b"x")
+    seed = subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "seed", server.url, INFO.store_path, "--exit",
+         "--store", str(tmp_path / "store"), "--listen", "127.0.0.1:0"],
+        stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert server.asked.acquire(timeout=SECONDS_MAX) and server.asked.acquire(timeout=SECONDS_MAX)
+    seed.terminate()
+    _, said = seed.communicate(timeout=SECONDS_MAX)
+    assert seed.returncode == 1
+    assert said == "narswarm: stopped before everything was offered; start it again to go on\n"
 
 
 def test_no_secret_is_ever_logged(tmp_path: Path) -> None:

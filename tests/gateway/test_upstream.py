@@ -34,6 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self.seen: list[str] = []
         self.released = threading.Event()
+        self.asked = threading.Semaphore(0)
 
     @property
     def url(self) -> str:
@@ -46,6 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(self.path)
+        self.server.asked.release()
         status, headers, body = self.server.pages.get(self.path, (404, {}, b""))
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
