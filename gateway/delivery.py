@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -48,6 +49,7 @@ SOURCES_SECONDS_MAX = 4.0
 RESCUE_SECONDS = 1.0
 """How long a block that no live peer holds is waited for where an upstream stands by."""
 CLEAN_UP_SECONDS_MAX = 5.0
+BATCH_BYTES = 1024 * 1024
 
 Body = Callable[[int, int], AsyncIterator[bytes]]
 
@@ -167,19 +169,35 @@ class _StoredBody:
         self._manifest = manifest
 
     async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
-        manifest, offset = self._manifest, 0
-        for index, length in enumerate(manifest.lengths):
-            if offset < end and offset + length > start:
-                data = await trio.to_thread.run_sync(self._read, index)
-                yield data[max(0, start - offset) : end - offset]
-            offset += length
+        """Blocks are read in batches, for a hop into a thread costs as much as a block."""
+        for batch in self._batches(start, end):
+            data = await trio.to_thread.run_sync(self._read, batch)
+            offset = self._manifest.offsets[batch.start]
+            yield data[max(0, start - offset) : end - offset]
 
-    def _read(self, index: int) -> bytes:
+    def _batches(self, start: int, end: int) -> list[range]:
+        """Runs of block indexes that cover start..end, each of about BATCH_BYTES."""
+        offsets, lengths = self._manifest.offsets, self._manifest.lengths
+        first = bisect_right(offsets, start) - 1
+        batches: list[range] = []
+        while first < len(offsets) and offsets[first] < end:
+            last, size = first, 0
+            while last < len(offsets) and offsets[last] < end and size < BATCH_BYTES:
+                size += lengths[last]
+                last += 1
+            batches.append(range(first, last))
+            first = last
+        return batches
+
+    def _read(self, batch: range) -> bytes:
+        manifest, needles = self._manifest, self._record.needles
         try:
-            block = self._store.get(self._manifest.blocks[index])
+            return b"".join(
+                piece(manifest, needles, index, self._store.get(manifest.blocks[index]))
+                for index in batch
+            )
         except (BlockMissing, BlockCorrupt) as error:
             raise BodyBroken(str(error)) from error
-        return piece(self._manifest, self._record.needles, index, block)
 
 
 async def _checked(

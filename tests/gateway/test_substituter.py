@@ -124,6 +124,16 @@ async def test_a_stored_path_whole_in_ranges_and_its_head() -> None:
             assert ("Accept-Ranges", "bytes") in head.headers
 
 
+@pytest.mark.parametrize("start", [0, 1, 32_768, 1_048_576, 1_500_000, 1_999_999])
+async def test_any_range_of_a_stored_nar(start: int) -> None:
+    async with office() as place:
+        record, nar = signed_path("path")
+        hold(place.stores.setdefault("me", MemoryStore()), record, nar)
+        async with border(place) as me:
+            for end in (start, start + 1, start + 200_000, len(nar) - 1):
+                assert await me.nar(record, f"bytes={start}-{end}") == nar[start : end + 1]
+
+
 async def test_a_nar_url_with_another_hash_is_404() -> None:
     async with office() as place:
         record, nar = signed_path("path")
