@@ -34,14 +34,14 @@ NGINX_SECONDS_MAX = 10.0
 
 MEANING = {
     "cut_hash_mb_s": "cutting and BLAKE3, MB/s of NAR on one core",
-    "ingest_zstd_mb_s": "NAR to blocks on disk, zstd-3 at rest",
+    "ingest_zstd_mb_s": "NAR to blocks on disk, zstd-3 at rest; the floor is 120",
     "ingest_raw_mb_s": "the same, raw at rest",
     "rebuild_mb_s": "blocks on disk (zstd) to NAR, verified",
     "serve_zstd_mb_s": "the gateway serving a stored NAR, zstd at rest",
     "serve_raw_mb_s": "the same, raw at rest",
     "nginx_mb_s": "nginx serving the same NAR to the same client",
-    "serve_ratio_zstd": "gateway over nginx, zstd",
-    "serve_ratio_raw": "gateway over nginx, raw",
+    "serve_ratio_zstd": "gateway over nginx, zstd; the floor to reach is 0.18",
+    "serve_ratio_raw": "gateway over nginx, raw; the floor to reach is 0.40",
 }
 
 
@@ -58,7 +58,7 @@ def run() -> dict[str, float | None]:
         )
         nar = (top / "cache" / name).read_bytes()
         figures: dict[str, float | None] = {"cut_hash_mb_s": cut_hash(nar)}
-        for codec in Codec:
+        for codec in (Codec.ZSTD, Codec.RAW):
             figures[f"ingest_{codec.name.lower()}_mb_s"] = ingest(nar, top, codec)
         figures["rebuild_mb_s"] = rebuilt(nar, top)
         trust = ["--no-nix-conf", "--trusted-public-key", key.public.text]

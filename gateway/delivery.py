@@ -11,7 +11,8 @@ A NAR that was never verified here passes through SHA-256 and keeps its last blo
 whole matched; a body that turns out wrong raises BodyBroken, which cuts the connection. When the
 peers fail in the middle, the body goes on behind a Filling: honest sources derive the same blocks.
 A NarHash whose body was cut as wrong serves no ranges for a while, because Nix would join the right
-tail to the wrong head.
+tail to the wrong head; for the same reason a range is served only from the manifest that the whole
+began with.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import trio
 
-from chunker.digest import NarHash
+from chunker.digest import ManifestId, NarHash
 from chunker.errors import BlockCorrupt, BlockMissing
 from chunker.manifest import Manifest, decode_manifest
 from chunker.rebuild import piece
@@ -50,6 +52,7 @@ RESCUE_SECONDS = 1.0
 """How long a block that no live peer holds is waited for where an upstream stands by."""
 CLEAN_UP_SECONDS_MAX = 5.0
 BATCH_BYTES = 1024 * 1024
+BEGUN_MAX = 100_000
 
 Body = Callable[[int, int], AsyncIterator[bytes]]
 
@@ -79,6 +82,7 @@ class Deliveries:
         self._upstreams = upstreams
         self._publish_keys = publish_keys
         self._wrong: dict[NarHash, float] = {}
+        self._begun: dict[NarHash, ManifestId | None] = {}
         self._fillings: dict[NarHash, Filling] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -92,19 +96,36 @@ class Deliveries:
         """A body of this NAR was cut as wrong lately: no ranges."""
         return self._wrong.get(nar_hash, 0.0) > trio.current_time()
 
-    async def open(self, admitted: Admitted) -> Delivery | None:
+    async def open(self, admitted: Admitted, *, ranged: bool = False) -> Delivery | None:
+        """None: this NAR cannot be finished here. A range (`ranged`) goes on with what Nix has
+        from before, so only from the manifest that the last delivery of the whole began with."""
         record = admitted.record
+        found = await self._choose(record)
+        if found is None:
+            return None
+        manifest, body = found
+        if ranged and self._begun.get(record.nar_hash, manifest) != manifest:
+            log.warning("%s: no range from another manifest", record.store_path)
+            return None
+        if len(self._begun) >= BEGUN_MAX:
+            self._begun.clear()
+        if not ranged:
+            self._begun[record.nar_hash] = manifest
+        return Delivery(record.nar_size, body)
+
+    async def _choose(self, record: PathRecord) -> tuple[ManifestId | None, Body] | None:
+        """The manifest (None: it grows behind an upstream) and the body of a delivery."""
         held = self._store.record(record.store_hash)
         if held is not None and held.nar_hash == record.nar_hash:
             manifest = await trio.to_thread.run_sync(self._complete, held)
             if manifest is not None:
-                return Delivery(record.nar_size, _StoredBody(self._store, held, manifest))
+                return held.manifest, _StoredBody(self._store, held, manifest)
         filling = self._fillings.get(record.nar_hash)
         if filling is None and (fetch := await self._from_peers(record)) is not None:
-            return Delivery(record.nar_size, _FetchedBody(self, fetch))
+            return fetch.id, _FetchedBody(self, fetch)
         filling = filling or self.fill(record)
         if filling is not None and await filling.has_started():
-            return Delivery(record.nar_size, _FilledBody(self, filling))
+            return None, _FilledBody(self, filling)
         return None
 
     def _complete(self, record: PathRecord) -> Manifest | None:
@@ -154,6 +175,8 @@ class Deliveries:
         record = replace(record, manifest=manifest, manifest_signatures=vouched)
         self._store.put_record(record)
         self._swarm.catalogue.add(record)
+        if self._begun.get(record.nar_hash, manifest) is None and filling.attempts == 1:
+            self._begun[record.nar_hash] = manifest
 
     def found_wrong(self, record: PathRecord) -> None:
         self._wrong[record.nar_hash] = trio.current_time() + WRONG_SECONDS
@@ -206,7 +229,7 @@ async def _checked(
     end: int,
     read: Callable[[int, int], Awaitable[bytes]],
     wrong: Callable[[], None],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Bytes start..end of what `read(index, offset)` gives. All blocks pass, also for a range, as
     the SHA-256 must see them; the last one only when it matched."""
     digest, offset, index = hashlib.sha256(), 0, 0
@@ -231,8 +254,9 @@ class _FilledBody:
     async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
         record = self._filling.record
         wrong = lambda: self._deliveries.found_wrong(record)  # noqa: E731
-        async for data in _checked(record, start, end, self._read, wrong):
-            yield data
+        async with aclosing(_checked(record, start, end, self._read, wrong)) as pieces:
+            async for data in pieces:
+                yield data
 
     async def _read(self, index: int, offset: int) -> bytes:
         try:
@@ -252,8 +276,10 @@ class _FetchedBody:
         fetch.readers += 1
         last = False
         try:
-            async for data in _checked(fetch.record, start, end, self._read, self._wrong):
-                yield data
+            checked = _checked(fetch.record, start, end, self._read, self._wrong)
+            async with aclosing(checked) as pieces:
+                async for data in pieces:
+                    yield data
             last = True
             await fetch.mark_verified()
         finally:

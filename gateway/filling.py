@@ -37,6 +37,8 @@ class Filling:
         self.record = record
         self.manifest: ManifestId | None = None
         self.bytes_received = 0
+        self.attempts = 0
+        """How many upstreams gave bytes."""
         self._store = store
         self._upstreams = upstreams
         self._ingest = self._fresh()
@@ -88,6 +90,7 @@ class Filling:
         if info is None or info.nar_hash != self.record.nar_hash:
             return False
         ingest = self._fresh()
+        self.attempts += 1
         async with upstream.nar(info) as pieces:
             async for data in pieces:
                 self.bytes_received += len(data)

@@ -102,7 +102,7 @@ class Substituter:
         headers = [("Content-Type", "application/x-nix-nar"), ("Accept-Ranges", "bytes")]
         if request.method == "HEAD":
             return Response(200, tuple(headers), b"", size)
-        delivery = await self.deliveries.open(admitted)
+        delivery = await self.deliveries.open(admitted, ranged=span is not None)
         if delivery is None:
             return _not_found()
         start, end = span or (0, size)

@@ -23,6 +23,7 @@ from gateway.server import BodyBroken, Request, Response
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
 from gateway.upstream import FileCache
+from peer.identity import Address
 from tests.peer.office import Node, Office, hold, make_path, office, until
 
 KEY = SecretKey("office-1", b"k" * 32)
@@ -261,6 +262,47 @@ async def test_a_lying_manifest_serves_no_ranges_for_a_while() -> None:
             target = f"/{nar_url(record)}"
             assert (await me.get(target, f"bytes={len(received)}-")).status == 404
             assert not me.node.store.is_verified(manifest_id(lie))
+
+
+async def test_a_range_comes_only_from_the_manifest_that_began() -> None:
+    """The client went away with a wrong head before anybody could know; an honest peer comes."""
+    async with office() as place:
+        record, nar = signed_path("path", size=12_000_000)
+        liar = place.stores.setdefault("liar", MemoryStore())
+        ingest = Ingest(liar, record.needles)
+        ingest.feed(make_path("other", 12_000_000)[1])
+        lie = encode_manifest(replace(ingest.finish_unchecked()[1], nar_hash=record.nar_hash))
+        liar.put_manifest(manifest_id(lie), lie, verified=True)
+        liar.put_record(replace(record, manifest=manifest_id(lie)))
+        hold(place.stores.setdefault("honest", MemoryStore()), record, nar)
+        wicked = await place.start("liar", "seed")
+        async with border(place, "liar") as me:
+            target = f"/{nar_url(record)}"
+            answer = await me.get(target)
+            assert not isinstance(answer.body, bytes)
+            head = await anext(answer.body)
+            await answer.body.aclose()  # type: ignore[attr-defined]
+            assert head != nar[: len(head)]
+            place.network.cut(wicked.peer)
+            await place.start("honest", "seed")
+            me.node.swarm.discovered(Address(place.peer("honest"), "127.0.0.1", 1))
+            await until(lambda: place.peer("honest") in me.node.swarm.sessions())
+            assert (await me.get(target, f"bytes={len(head)}-")).status == 404
+            assert await me.nar(record) == nar
+            assert await me.nar(record, f"bytes={len(head)}-") == nar[len(head) :]
+
+
+async def test_a_cut_upstream_delivery_is_resumed_from_the_store(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=12_000_000)
+        cache = write_cache(tmp_path, record, nar)
+        async with border(place, upstreams=(cache,)) as me:
+            answer = await me.get(f"/{nar_url(record)}")
+            assert not isinstance(answer.body, bytes)
+            head = await anext(answer.body)
+            await answer.body.aclose()  # type: ignore[attr-defined]
+            await until(lambda: me.node.store.record(record.store_hash) is not None)
+            assert head + await me.nar(record, f"bytes={len(head)}-") == nar
 
 
 class Undecided(FileCache):

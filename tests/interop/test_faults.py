@@ -123,6 +123,25 @@ def test_a_peer_killed_in_mid_transfer_is_not_noticed(office: Office) -> None:
     office.verify("client")
 
 
+def test_clients_that_vanish_cost_nothing(office: Office) -> None:
+    """Readers that go away in mid-body leave no fetch behind and break nothing for others."""
+    seed = office.seed("seed", "gateway")
+    gateway = office.gateway(seed)
+    info = parse(narinfo(gateway.url, office.closure.largest) or b"")
+    for stored in (False, True):
+        for _ in range(5):
+            connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc, timeout=60)
+            connection.request("GET", f"/{info.url}")
+            connection.getresponse().read(100_000)
+            connection.close()
+        if not stored:
+            office.substitute("client", gateway.url)
+            office.verify("client")
+    office.substitute("again", gateway.url)
+    assert gateway.status()["fetching"] == []
+    assert "Traceback" not in gateway.log.read_text()
+
+
 @contextmanager
 def cutting_proxy(url: str, after_bytes: int) -> Iterator[tuple[str, list[str]]]:
     """Forwards to the gateway, but cuts the first NAR's connection after so many bytes. Yields
