@@ -31,18 +31,27 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """Exit code 0 after a signal; errors a person can act on are GatewayErrors."""
     try:
         trio.run(_run, config, options)
-    except* GatewayError as group:
-        raise _first(group) from None
-    except* ChunkerError as group:
-        raise GatewayError(str(_first(group))) from None
+    except BaseExceptionGroup as group:
+        # Not `except*`: what that raises anew comes out wrapped in a group again.
+        ours = _leaves(group)
+        if all(isinstance(error, GatewayError | ChunkerError) for error in ours):
+            raise _said(ours[0]) from None
+        raise
+    except ChunkerError as error:
+        raise _said(error) from error
     return 0
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def _said(error: BaseException) -> GatewayError:
+    """An error of the bytes below, as one that the command line prints."""
+    return error if isinstance(error, GatewayError) else GatewayError(str(error))
 
 
 async def _run(config: Config, options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chunker.block import Block
+from chunker.errors import StoreFull
 from chunker.packs import PackStore
 from gateway import cli
 from gateway.narinfo import parse
@@ -189,6 +190,22 @@ def test_a_seed_can_be_stopped_while_it_fills(tmp_path: Path, server: Server) ->
     _, said = seed.communicate(timeout=SECONDS_MAX)
     assert seed.returncode == 1
     assert said == "narswarm: stopped before everything was offered; start it again to go on\n"
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_an_error_of_the_bytes_below_is_one_clear_line(
+    grouped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    async def fail(*_: object) -> None:
+        error = StoreFull("no room left for the store")
+        raise ExceptionGroup("tasks", [ExceptionGroup("more", [error])]) if grouped else error
+
+    monkeypatch.setattr("gateway.run._run", fail)
+    assert cli.main(["peer", "--store", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "narswarm: no room left for the store\n"
 
 
 def test_no_secret_is_ever_logged(tmp_path: Path) -> None:
