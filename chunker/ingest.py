@@ -67,7 +67,7 @@ class Ingest:
         return self._commit(nar_hash)
 
     def finish_unchecked(self) -> tuple[ManifestId, Manifest]:
-        """For a local tree whose hash nobody has said yet."""
+        """Where nobody has said the hash: in tests and measurements."""
         self._drain()
         return self._commit(NarHash(self._digest.digest()))
 

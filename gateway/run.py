@@ -15,10 +15,11 @@ import trio
 
 from chunker.errors import ChunkerError
 from chunker.record import store_hash
+from peer.errors import CannotListen
 
 from .app import Node, node, serve_http
 from .config import Config
-from .errors import GatewayError, UsageError
+from .errors import ConfigError, GatewayError, UsageError
 from .nixstore import NixStore, PathInfo
 from .seeding import Progress, seed_cache, seed_store
 from .signing import KeyRing, PublicKey, SecretKey, read_secret_key
@@ -34,7 +35,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     except BaseExceptionGroup as group:
         # Not `except*`: what that raises anew comes out wrapped in a group again.
         ours = _leaves(group)
-        if all(isinstance(error, GatewayError | ChunkerError) for error in ours):
+        if all(isinstance(error, GatewayError | ChunkerError | CannotListen) for error in ours):
             raise _said(ours[0]) from None
         raise
     except ChunkerError as error:
@@ -50,7 +51,9 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 def _said(error: BaseException) -> GatewayError:
-    """An error of the bytes below, as one that the command line prints."""
+    """An error of the packages below, as one that the command line prints."""
+    if isinstance(error, CannotListen):
+        return ConfigError(str(error))
     return error if isinstance(error, GatewayError) else GatewayError(str(error))
 
 

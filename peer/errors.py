@@ -19,6 +19,10 @@ class Unreachable(PeerError):
     """A peer could not be dialled, or another one answered at its address."""
 
 
+class CannotListen(PeerError):
+    """An address to listen on is taken or not this machine's."""
+
+
 class SessionClosed(PeerError):
     """The stream is gone; whatever was asked on it will not be answered."""
 

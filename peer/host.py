@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 
-from .errors import SessionClosed, Unreachable
+from .errors import CannotListen, SessionClosed, Unreachable
 from .identity import Address, Identity, PeerId
 from .transport import DIAL_SECONDS_MAX, PROTOCOL, Handler, Stream
 
@@ -43,6 +44,7 @@ class Libp2pTransport:
         logging.getLogger("libp2p").setLevel(logging.CRITICAL)
         logging.getLogger("async_service").setLevel(logging.CRITICAL)
         self.peer = identity.peer_id
+        self._wanted = listen
         self._listen = [_multiaddr(host, port) for host, port in listen]
         keys = create_new_key_pair(identity.seed)
         noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
@@ -82,6 +84,7 @@ class Libp2pTransport:
             finally:
                 await wrapped.aclose()
 
+        self._check_listeners()
         self._host.set_stream_handler(PROTOCOL, handle)
         async with self._host.run(listen_addrs=self._listen):
             task_status.started()
@@ -89,6 +92,19 @@ class Libp2pTransport:
                 await trio.sleep_forever()
             finally:
                 await self._hang_up()
+
+    def _check_listeners(self) -> None:
+        """libp2p passes over an address that it cannot have, and shares a port (SO_REUSEPORT) that
+        another of its like listens on; a peer that nobody reaches helps nobody."""
+        for host, port in self._wanted:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                socket.create_server((host, port), family=family).close()
+            except OSError as error:
+                raise CannotListen(
+                    f"cannot listen on {host}:{port} for peers ({error.strerror}); stop what uses "
+                    "it, or choose another address with --listen"
+                ) from error
 
     async def _hang_up(self) -> None:
         """Close every connection: libp2p, when cancelled, leaves them for others to wait on."""

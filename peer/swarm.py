@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from chunker.block import Block
 from chunker.digest import ManifestId
 from chunker.errors import ManifestError, StoreError
 from chunker.manifest import Manifest, decode_manifest
@@ -267,14 +266,6 @@ class Swarm(Library):
     def covered(self, fetch: Fetch) -> bool:
         return fetch.id in self.fetches and self._exchange.covered(fetch.id)
 
-    def in_flight(self) -> dict[PeerId, int]:
-        return {peer: self._exchange.owed_by(peer) for peer in sorted(self._asking)}
-
-    async def stored_elsewhere(self, blocks: Iterable[Block]) -> None:
-        """Blocks that an upstream brought; nobody needs to send them any more."""
-        for block in blocks:
-            await self._carry_out(self._exchange.stored(trio.current_time(), block.id))
-
     # -- Library -----------------------------------------------------------------------------
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | None:
@@ -392,7 +383,8 @@ class Swarm(Library):
         except* RemoteError as group:
             log.warning("%s broke the protocol: %s", peer, group.exceptions[0])
         except* PeerError as group:
-            log.info("session with %s ended: %s", peer, group.exceptions[0])
+            first = logging.WARNING if peer in self._undecided else logging.INFO
+            log.log(first, "%s is not to be had yet: %s", peer, group.exceptions[0])
         finally:
             self._opening.discard(peer)
             if asking is not None:

@@ -170,6 +170,17 @@ def test_a_running_process_says_what_it_does_and_stops_cleanly(tmp_path: Path) -
             "--no-nix-conf", home=tmp_path,
         )  # fmt: skip
         assert other.returncode == 2 and "choose another port" in other.stderr
+        taken = program.address.split("/")[4]
+        third = run(
+            "peer",
+            "--store",
+            str(tmp_path / "third"),
+            "--listen",
+            f"127.0.0.1:{taken}",
+            home=tmp_path,
+        )
+        assert third.returncode == 2 and "choose another address with --listen" in third.stderr
+        assert len(third.stderr.splitlines()) == 1
     finally:
         assert program.stop() == 0
     assert "Traceback" not in program.log.read_text()
