@@ -206,15 +206,6 @@ class Exchange:
         self._banned.add(peer)
         return self.peer_gone(now, peer)
 
-    def stored(self, now: float, block: BlockId) -> list[Effect]:
-        """The block came from elsewhere (an upstream, another download)."""
-        flight = self._flights.get(block)
-        self._got(block)
-        effects: list[Effect] = []
-        if flight is not None:
-            self._land(block)
-        return effects + self._fill(now)
-
     def arrived(
         self, now: float, peer: PeerId, request: int, index: int, encoded: Encoded
     ) -> list[Effect]:

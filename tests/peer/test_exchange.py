@@ -209,9 +209,3 @@ def test_the_window_bounds_how_far_ahead_is_asked() -> None:
         for indexes in wants(exchange.has(0.0, PeerId(f"{number}"), M, range(200), False)).values():
             asked.update(indexes)
     assert len(asked) * 524_288 <= WINDOW_BYTES + 2 * 524_288
-
-
-def test_stored_elsewhere_is_not_asked_for() -> None:
-    exchange, _ = started()
-    exchange.stored(0.0, IDS[0])
-    assert 0 not in wants(exchange.has(0.0, A, M, EVERY, False))[A]
