@@ -18,7 +18,7 @@ from chunker.store import MemoryStore
 from gateway import substituter as substituter_module
 from gateway.delivery import WRONG_SECONDS
 from gateway.errors import UpstreamError
-from gateway.narinfo import fingerprint, format, nar_url, parse
+from gateway.narinfo import Narinfo, fingerprint, format, nar_url, parse
 from gateway.server import BodyBroken, Request, Response
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
@@ -331,6 +331,24 @@ async def test_unknown_is_not_absent(tmp_path: Path, monkeypatch: pytest.MonkeyP
         async with border(place, upstreams=(Undecided("slow", tmp_path),)) as me:
             assert await me.narinfo(record) == 404
             assert me.substituter.served.undecided == 1
+
+
+class Slow(FileCache):
+    """Knows the path, but takes its time."""
+
+    async def narinfo(self, store_hash: str) -> Narinfo | None:
+        await trio.sleep(0.3)
+        return await super().narinfo(store_hash)
+
+
+async def test_a_late_yes_beats_every_early_no(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path")
+        write_cache(tmp_path / "slow", record, nar)
+        no = FileCache("no", tmp_path)
+        await place.start("seed", "seed")
+        async with border(place, "seed", upstreams=(no, Slow("slow", tmp_path / "slow"))) as me:
+            assert await me.narinfo(record) == 200
 
 
 async def test_a_fast_answer_that_nobody_trusted_signed_never_wins(tmp_path: Path) -> None:
