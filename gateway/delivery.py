@@ -22,7 +22,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
@@ -53,16 +53,10 @@ RESCUE_SECONDS = 1.0
 CLEAN_UP_SECONDS_MAX = 5.0
 BATCH_BYTES = 1024 * 1024
 BEGUN_MAX = 100_000
+WRONGS_MAX = 10_000
 
 Body = Callable[[int, int], AsyncIterator[bytes]]
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A NAR that can be finished. `body(start, end)` yields exactly end - start bytes."""
-
-    size: int
-    body: Body
+"""body(start, end) yields exactly end - start bytes of the NAR."""
 
 
 class Deliveries:
@@ -96,7 +90,7 @@ class Deliveries:
         """A body of this NAR was cut as wrong lately: no ranges."""
         return self._wrong.get(nar_hash, 0.0) > trio.current_time()
 
-    async def open(self, admitted: Admitted, *, ranged: bool = False) -> Delivery | None:
+    async def open(self, admitted: Admitted, *, ranged: bool = False) -> Body | None:
         """None: this NAR cannot be finished here. A range (`ranged`) goes on with what Nix has
         from before, so only from the manifest that the last delivery of the whole began with."""
         record = admitted.record
@@ -111,7 +105,7 @@ class Deliveries:
             self._begun.clear()
         if not ranged:
             self._begun[record.nar_hash] = manifest
-        return Delivery(record.nar_size, body)
+        return body
 
     async def _choose(self, record: PathRecord) -> tuple[ManifestId | None, Body] | None:
         """The manifest (None: it grows behind an upstream) and the body of a delivery."""
@@ -179,10 +173,9 @@ class Deliveries:
             self._begun[record.nar_hash] = manifest
 
     def found_wrong(self, record: PathRecord) -> None:
+        if len(self._wrong) >= WRONGS_MAX:
+            self._wrong.clear()
         self._wrong[record.nar_hash] = trio.current_time() + WRONG_SECONDS
-
-    async def release(self, fetch: Fetch) -> None:
-        await fetch.close()
 
 
 class _StoredBody:
@@ -253,10 +246,12 @@ class _FilledBody:
 
     async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
         record = self._filling.record
-        wrong = lambda: self._deliveries.found_wrong(record)  # noqa: E731
-        async with aclosing(_checked(record, start, end, self._read, wrong)) as pieces:
+        async with aclosing(_checked(record, start, end, self._read, self._wrong)) as pieces:
             async for data in pieces:
                 yield data
+
+    def _wrong(self) -> None:
+        self._deliveries.found_wrong(self._filling.record)
 
     async def _read(self, index: int, offset: int) -> bytes:
         try:
@@ -288,7 +283,7 @@ class _FetchedBody:
                 with trio.CancelScope(
                     shield=True, deadline=trio.current_time() + CLEAN_UP_SECONDS_MAX
                 ):
-                    await self._deliveries.release(fetch)
+                    await fetch.close()
 
     def _wrong(self) -> None:
         self._fetch.blame()

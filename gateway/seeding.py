@@ -137,7 +137,7 @@ async def _wanted(cache: Upstream, url: str, paths: Sequence[str], closure: bool
         if not is_store_path(path):
             raise UsageError(f"{path!r} is not a store path, which {url} could have")
     found: dict[str, Narinfo] = {}
-    queue = [store_hash(path) for path in paths] or list(roots_of(cache, url))
+    queue = [store_hash(path) for path in paths] or roots_of(cache)
     seen = set(queue)
     while queue:
         wanted = queue.pop()
@@ -162,10 +162,8 @@ async def _take(
         async with cache.nar(info) as pieces:
             async for piece in pieces:
                 await trio.to_thread.run_sync(ingest.feed, piece)
-        finish: Callable[[], ManifestId] = lambda: ingest.finish(  # noqa: E731
-            record.nar_hash, record.nar_size
-        )[0]
-        return await trio.to_thread.run_sync(finish)
+        finished = await trio.to_thread.run_sync(ingest.finish, record.nar_hash, record.nar_size)
+        return finished[0]
     except ChunkerError as error:
         raise UpstreamError(f"{cache.url}: {info.store_path}: {error}") from error
 

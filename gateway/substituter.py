@@ -102,8 +102,8 @@ class Substituter:
         headers = [("Content-Type", "application/x-nix-nar"), ("Accept-Ranges", "bytes")]
         if request.method == "HEAD":
             return Response(200, tuple(headers), b"", size)
-        delivery = await self.deliveries.open(admitted, ranged=span is not None)
-        if delivery is None:
+        body = await self.deliveries.open(admitted, ranged=span is not None)
+        if body is None:
             return _not_found()
         start, end = span or (0, size)
         if span is not None:
@@ -111,7 +111,7 @@ class Substituter:
         self.served.nars += 1
         self.served.nar_bytes += end - start
         status = 200 if span is None else 206
-        return Response(status, tuple(headers), delivery.body(start, end), end - start)
+        return Response(status, tuple(headers), body(start, end), end - start)
 
     async def look_up(self, store_hash: str) -> Admitted | None:
         """The record that a trusted key signed, from here, from peers or from an upstream."""

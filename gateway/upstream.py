@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,19 +105,17 @@ class FileCache:
         yield self._pieces(info)
 
     async def _pieces(self, info: Narinfo) -> AsyncIterator[bytes]:
-        path = self._directory / unquote(info.url)
-        if urlsplit(info.url).scheme or not path.resolve().is_relative_to(
-            self._directory.resolve()
-        ):
-            raise UpstreamError(f"{self.url} names a NAR outside itself: {info.url!r:.200}")
         decoder = make_decoder(info.compression, info.nar_size)
         try:
+            path = self._directory / unquote(info.url)
+            if not path.resolve().is_relative_to(self._directory.resolve()):
+                raise UpstreamError(f"{self.url} names a NAR outside itself: {info.url!r:.200}")
             async with await trio.open_file(path, "rb") as file:
                 while data := await file.read(READ_BYTES):
                     for piece in decoder.feed(data):
                         yield piece
-        except OSError as error:
-            raise UpstreamError(f"{self.url}/{info.url}: {error.strerror}") from error
+        except (OSError, ValueError, RuntimeError) as error:  # the last two: of `resolve`
+            raise UpstreamError(f"{self.url}/{info.url!r:.200}: {error}") from error
         decoder.finish()
 
 
@@ -197,9 +195,15 @@ class HttpCache:
                 pass  # the reader went away
 
     def _same_authority(self, url: str) -> str:
-        base, found = urlsplit(self.url), urlsplit(urljoin(f"{self.url}/", url))
+        base = urlsplit(self.url)
+        try:
+            found = urlsplit(urljoin(f"{self.url}/", url))
+        except ValueError as error:
+            raise UpstreamError(f"{self.url} names a NAR by {url!r:.200}: {error}") from error
         if (base.scheme, base.netloc) != (found.scheme, found.netloc):
             raise UpstreamError(f"{self.url} names a NAR at another place: {url!r:.200}")
+        if not (url.isascii() and url.isprintable()):
+            raise UpstreamError(f"{self.url} names a NAR by {url!r:.200}, which is no URL")
         return found.geturl()
 
     # -- in worker threads ----------------------------------------------------------------------
@@ -235,7 +239,7 @@ class HttpCache:
                 return False
             if status not in (301, 302, 303, 307, 308) or not location:
                 raise UpstreamError(f"{url} answered {status}")
-            if urlsplit(location).scheme not in ("https", urlsplit(url).scheme):
+            if location.partition(":")[0].lower() not in ("https", urlsplit(url).scheme):
                 raise UpstreamError(f"{url} redirects to {location!r:.200}, which is not safe")
             public = public or _is_public(address)
             url = location
@@ -310,8 +314,10 @@ def _is_public(address: str) -> bool:
         return False
 
 
-def roots_of(cache: Upstream, url: str) -> Iterator[str]:
+def roots_of(cache: Upstream) -> list[str]:
     """The store hashes of a cache that can be listed. Raises UpstreamError."""
     if not isinstance(cache, FileCache):
-        raise UpstreamError(f"{url} cannot be listed; name the store paths to take from it as well")
-    return iter(cache.store_hashes())
+        raise UpstreamError(
+            f"{cache.url} cannot be listed; name the store paths to take from it as well"
+        )
+    return cache.store_hashes()

@@ -7,6 +7,7 @@ before it is sent: a rotten one is refused and forgotten here, so nobody can bla
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
@@ -18,6 +19,7 @@ from chunker.store import BlockStore
 
 from .catalogue import Catalogue
 from .errors import RemoteError
+from .identity import PeerId
 from .messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -44,26 +46,29 @@ RECEIVE_BYTES = 64 * 1024
 HAVE_DELAY_SECONDS = 0.05
 SEND_SECONDS_MAX = 60.0
 WATCHES_MAX = 4096
+PLEASES_MAX = 256
 
 
-class Library:
+class Library(Protocol):
     """What an answering session needs of the process; the swarm provides it."""
 
     store: BlockStore
     catalogue: Catalogue
     hello: Hello
 
-    def load_manifest(self, wanted: ManifestId) -> Manifest | None:
-        raise NotImplementedError
+    def load_manifest(self, wanted: ManifestId) -> Manifest | None: ...
 
     def is_filling(self, wanted: ManifestId) -> bool:
-        raise NotImplementedError
+        """The blocks that are not here are being fetched."""
+        ...
 
-    async def look_for(self, asker: Answering, store_hash: str) -> PathRecord | None:
-        raise NotImplementedError
+    async def look_for(self, asker: PeerId, store_hash: str) -> PathRecord | None:
+        """Somebody said Please."""
+        ...
 
-    def watched(self, asker: Answering, record: PathRecord) -> None:
-        raise NotImplementedError
+    def watched(self, record: PathRecord) -> None:
+        """Somebody wants to know of its blocks."""
+        ...
 
 
 class Answering:
@@ -80,6 +85,7 @@ class Answering:
         self._restated: set[ManifestId] = set()
         self._news_event = trio.Event()
         self._writing = trio.Lock()
+        self._pleases = 0
 
     async def run(self, greeted: Callable[[Answering], Awaitable[None]]) -> None:
         """Until the stream ends; the caller closes it."""
@@ -125,7 +131,11 @@ class Answering:
             case Find():
                 await self._say(self._found(message))
             case Please():
-                nursery.start_soon(self._please, message)
+                if self._pleases >= PLEASES_MAX:
+                    await self._say(Refuse(message.request, "over-limit", ()))
+                else:
+                    self._pleases += 1
+                    nursery.start_soon(self._please, message)
             case GetManifest():
                 await self._say(self._manifest_part(message))
             case Watch():
@@ -157,7 +167,10 @@ class Answering:
         return Found(message.request, len(message.hashes), tuple(records))
 
     async def _please(self, message: Please) -> None:
-        record = await self._library.look_for(self, message.store_hash)
+        try:
+            record = await self._library.look_for(self.peer, message.store_hash)
+        finally:
+            self._pleases -= 1
         records = () if record is None else ((0, encode_record(record)),)
         await self._say(Found(message.request, 1, records))
 
@@ -177,7 +190,7 @@ class Answering:
             await self._say(Refuse(message.request, "not-here", ()))
             return
         self.watches.add(message.manifest)
-        self._library.watched(self, record)
+        self._library.watched(record)
         await self._say_have(message.manifest, manifest)
 
     async def _say_have(self, wanted: ManifestId, manifest: Manifest) -> None:

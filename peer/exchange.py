@@ -258,7 +258,9 @@ class Exchange:
 
     def covered(self, manifest: ManifestId) -> bool:
         """Every missing block has a live holder, or a peer that is fetching the whole."""
-        download = self._downloads[manifest]
+        download = self._downloads.get(manifest)
+        if download is None:
+            return False
         if any(manifest in state.filling for state in self._peers.values()):
             return True
         held: set[int] = set()

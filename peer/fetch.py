@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -90,33 +91,46 @@ class Fetch:
         """
         if offers is None:
             offers = await swarm.find(record.store_hash, FIND_SECONDS_MAX, public=public)
-        offers = [o for o in offers if not swarm.is_blamed(o[0], o[1].manifest)]
-        trusted = {o.manifest for _, o in offers if swarm.policies.trusted_manifest(o)}
         offered = {offer.manifest: offer for _, offer in offers}
-        for wanted, peers in candidates(record, offers, trusted):
-            running = swarm.fetches.get(wanted)
-            if running is not None and not running.failed:
-                return running
-            got = await swarm.get_manifest(offered[wanted], peers)
-            if got is None or wanted in swarm.fetches:
+        for wanted, peers in swarm.ranked(record, offers):
+            # Of an offer only the manifest counts: the signatures that we know stay.
+            signatures = offered[wanted].manifest_signatures
+            ours = replace(record, manifest=wanted, manifest_signatures=signatures)
+            got = await swarm.get_manifest(ours, peers)
+            if got is None:
                 continue
-            fetch = cls(swarm, offered[wanted], got[0], peers, public)
-            if await fetch._begin(got[1]):
+            fetch = swarm.fetches.get(wanted)
+            if fetch is None:
+                fetch = cls(swarm, ours, got[0], peers, public)
+                await fetch._begin(got[1])
+            if await fetch._is_covered():
                 return fetch
         return None
 
-    async def _begin(self, encoded: bytes) -> bool:
+    async def _begin(self, encoded: bytes) -> None:
         store = self._swarm.store
-        store.put_manifest(self.id, encoded, verified=False)
-        held = await trio.to_thread.run_sync(store.has, self.manifest.blocks)
-        self._missing = {index for index, here in enumerate(held) if not here}
-        await self._swarm.begin(self, self._missing)
+        self._swarm.fetches[self.id] = self  # before anything waits: others join it
+        try:
+            store.put_manifest(self.id, encoded, verified=False)
+            held = await trio.to_thread.run_sync(store.has, self.manifest.blocks)
+            self._missing = {index for index, here in enumerate(held) if not here}
+            await self._swarm.begin(self, self._missing)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.close()
+            raise
+        self._changed()
+
+    async def _is_covered(self) -> bool:
+        """Whether every missing block has a source; one that has none in time and nobody reads is
+        closed."""
         with trio.move_on_after(COVER_SECONDS_MAX):
             while not self._swarm.covered(self) and not self.failed:
                 await self._change.wait()
-        if self._swarm.covered(self):
+        if self._swarm.covered(self) and not self.failed:
             return True
-        await self.close()
+        if self.readers == 0:
+            await self.close()
         return False
 
     async def block(self, index: int, patience_seconds: float = STUCK_SECONDS_MAX) -> Block:

@@ -30,7 +30,7 @@ from .asking import Asking
 from .catalogue import Catalogue
 from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
-from .fetch import Fetch
+from .fetch import Fetch, Offer, candidates
 from .identity import Address, PeerId
 from .messages import (
     PROTOCOL_VERSION,
@@ -44,6 +44,7 @@ from .messages import (
     Want,
     Watch,
 )
+from .pull_through import PullThrough
 from .transport import Stream, Transport
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ REDIAL_SECONDS_MIN = 0.5
 REDIAL_SECONDS_MAX = 30.0
 MANIFESTS_HELD_MAX = 64
 UNSTORED_BLOCKS_MAX = 64
+BLAMES_MAX = 10_000
+SESSIONS_PER_PEER_MAX = 4
+"""One is enough; an old one may still be dying when the next comes."""
 AGENT = "narswarm/0.1"
 
 
@@ -114,7 +118,7 @@ class Swarm(Library):
         self._manifests: OrderedDict[ManifestId, Manifest] = OrderedDict()
         self._blamed: set[tuple[PeerId, ManifestId]] = set()
         self._opening: set[PeerId] = set()
-        self._pulling: set[ManifestId] = set()
+        self._pull_through = PullThrough(self)
         self._undecided = {address.peer for address in configured if address.host is not None}
         self._kept, self._kept_end = trio.open_memory_channel[Keep](UNSTORED_BLOCKS_MAX)
         self._nursery: trio.Nursery | None = None
@@ -161,10 +165,9 @@ class Swarm(Library):
         """Who has this path, of the configured peers at once, and of strangers too if it is
         `public`: whoever holds a path learns from the question that we want it. An error or
         silence is no answer."""
-        began = trio.current_time()
-        with trio.move_on_after(seconds):
+        # Peers that cannot be reached must leave time to ask those that can.
+        with trio.move_on_after(seconds / 2):
             await self.settled()
-        seconds -= trio.current_time() - began
         found: list[tuple[PeerId, PathRecord]] = []
 
         async def ask(asking: Asking) -> None:
@@ -173,7 +176,7 @@ class Swarm(Library):
                 found.append((asking.peer, record))
 
         asked = [a for a in self._asking.values() if public or self.policies.knows(a.peer)]
-        await self._ask_all(asked, ask, seconds)
+        await self._ask_all(asked, ask, seconds / 2)
         return sorted(found, key=lambda item: item[0])
 
     async def please(
@@ -238,16 +241,22 @@ class Swarm(Library):
     def blame(self, peer: PeerId, manifest: ManifestId) -> None:
         """`peer` vouched for a manifest that does not rebuild its NAR."""
         log.warning("%s offered a manifest that is wrong: %s", peer, manifest.hex()[:16])
+        if len(self._blamed) >= BLAMES_MAX:
+            self._blamed.clear()
         self._blamed.add((peer, manifest))
 
-    def is_blamed(self, peer: PeerId, manifest: ManifestId) -> bool:
-        return (peer, manifest) in self._blamed
+    def ranked(
+        self, record: PathRecord, offers: Sequence[Offer]
+    ) -> list[tuple[ManifestId, list[PeerId]]]:
+        """Which manifests to try for this NAR, best first, and who offered each."""
+        fair = [offer for offer in offers if (offer[0], offer[1].manifest) not in self._blamed]
+        trusted = {o.manifest for _, o in fair if self.policies.trusted_manifest(o)}
+        return candidates(record, fair, trusted)
 
     # -- downloads ---------------------------------------------------------------------------
 
     async def begin(self, fetch: Fetch, missing: Iterable[int]) -> None:
         """Put a fetch to work and ask its sources what they hold."""
-        self.fetches[fetch.id] = fetch
         manifest = fetch.manifest
         effects = self._exchange.start(
             trio.current_time(), fetch.id, manifest.blocks, tuple(manifest.lengths), missing
@@ -264,7 +273,7 @@ class Swarm(Library):
         await self._carry_out(self._exchange.moved(trio.current_time(), fetch.id, index))
 
     def covered(self, fetch: Fetch) -> bool:
-        return fetch.id in self.fetches and self._exchange.covered(fetch.id)
+        return self._exchange.covered(fetch.id)
 
     # -- Library -----------------------------------------------------------------------------
 
@@ -282,48 +291,20 @@ class Swarm(Library):
 
     def is_filling(self, wanted: ManifestId) -> bool:
         fetch = self.fetches.get(wanted)
-        return wanted in self._pulling or (fetch is not None and not fetch.failed)
+        pulled = wanted in self._pull_through.pulling
+        return pulled or (fetch is not None and not fetch.failed)
 
-    async def look_for(self, asker: Answering, store_hash: str) -> PathRecord | None:
-        """A configured peer said Please: find the path at our sources and offer it at once."""
-        if not self.policies.pulls_through or not self.policies.knows(asker.peer):
-            return None
-        held = self.store.record(store_hash)
-        if held is not None and held.manifest in self.fetches:
-            return held
-        others = [item for item in await self.find(store_hash, 2.0) if item[0] != asker.peer]
-        for _, record in others:
-            if not self.policies.admits(record):
-                continue
-            got = await self.get_manifest(record, [peer for peer, _ in others])
-            if got is None:
-                continue
-            self.store.put_manifest(record.manifest, got[1], verified=False)
-            self.store.put_record(record)
-            self.catalogue.add(record)
-            return record
-        return None
+    async def look_for(self, asker: PeerId, store_hash: str) -> PathRecord | None:
+        return await self._pull_through.look_for(asker, store_hash)
 
-    def watched(self, asker: Answering, record: PathRecord) -> None:
-        wanted = record.manifest
-        if not self.policies.pulls_through or self._nursery is None:
-            return
-        if wanted in self._pulling or wanted in self.fetches or self.store.is_verified(wanted):
-            return
-        self._pulling.add(wanted)
-        self._nursery.start_soon(self._pull_through, record)
+    def watched(self, record: PathRecord) -> None:
+        if self._nursery is not None and self._pull_through.begins(record):
+            self._nursery.start_soon(self._pull_through.pull, record)
 
-    async def _pull_through(self, record: PathRecord) -> None:
-        try:
-            fetch = await Fetch.open(self, record)
-            if fetch is not None:
-                await fetch.complete()
-        except (PeerError, StoreError) as error:
-            log.warning("could not fill %s: %s", record.store_path, error)
-        finally:
-            self._pulling.discard(record.manifest)
-            for answering in self._answering:
-                answering.restate(record.manifest)
+    def restate(self, manifest: ManifestId) -> None:
+        """Tell who watches it what is here now that a download is over."""
+        for answering in self._answering:
+            answering.restate(manifest)
 
     # -- sessions ----------------------------------------------------------------------------
 
@@ -340,6 +321,10 @@ class Swarm(Library):
 
     async def _accept(self, stream: Stream) -> None:
         if self._exchange.is_banned(stream.peer) or not self.policies.serves(stream.peer):
+            await stream.aclose()
+            return
+        if sum(a.peer == stream.peer for a in self._answering) >= SESSIONS_PER_PEER_MAX:
+            log.warning("%s opens more than %d sessions", stream.peer, SESSIONS_PER_PEER_MAX)
             await stream.aclose()
             return
         answering = Answering(stream, self)
@@ -468,7 +453,10 @@ class Swarm(Library):
             case Sent(request, index, encoded):
                 effects = self._exchange.arrived(now, peer, request, index, encoded)
             case Have(manifest, filling, bitmap):
-                held = [n for n in range(len(bitmap) * 8) if bitmap[n >> 3] >> (n & 7) & 1]
+                fetch = self.fetches.get(manifest)
+                count = 0 if fetch is None else len(fetch.manifest.blocks)
+                known = range(min(count, len(bitmap) * 8))
+                held = [n for n in known if bitmap[n >> 3] >> (n & 7) & 1]
                 effects = self._exchange.has(now, peer, manifest, held, filling)
                 self._covering(manifest)
             case HaveMore(manifest, indexes):

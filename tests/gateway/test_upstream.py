@@ -189,13 +189,30 @@ async def test_a_reader_that_goes_away_ends_the_download(server: Server, cache: 
 @pytest.mark.parametrize(
     "url",
     ["http://169.254.169.254/latest/meta-data", "https://127.0.0.1/x.nar", "//evil.example/x.nar",
-     "file:///etc/passwd", "ftp://x/y", "http://127.0.0.1:1/x.nar"],
+     "file:///etc/passwd", "ftp://x/y", "http://127.0.0.1:1/x.nar", "http://[", "//[::1"],
 )  # fmt: skip
 async def test_a_nar_elsewhere_is_not_fetched(server: Server, cache: HttpCache, url: str) -> None:
     with one_error() as caught:
         await read(cache, replace(INFO, url=url))
-    assert "at another place" in str(caught.value)
+    assert "names a NAR" in str(caught.value)
     assert server.seen == []
+
+
+@pytest.mark.parametrize("url", ["nar/\u00e9.nar", "nar/x y\x01.nar", "nar/\u202e.nar"])
+async def test_a_nar_by_what_is_no_url_is_not_fetched(
+    server: Server, cache: HttpCache, url: str
+) -> None:
+    with one_error() as caught:
+        await read(cache, replace(INFO, url=url))
+    assert "which is no URL" in str(caught.value)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("target", ["http://[/x", "//[", "https://[::1/x", "\u00e9"])
+async def test_redirects_to_nowhere(server: Server, cache: HttpCache, target: str) -> None:
+    server.pages["/nar/x.nar"] = (302, {"Location": target}, b"")
+    with one_error():
+        await read(cache)
 
 
 async def test_redirects_are_followed_up_to_a_limit(server: Server, cache: HttpCache) -> None:
@@ -251,13 +268,19 @@ async def test_a_directory(tmp_path: Path) -> None:
     assert await read(cache) == NAR
 
 
-@pytest.mark.parametrize("url", ["../../etc/passwd", "/etc/passwd", "nar/../../x", "file:///x"])
+@pytest.mark.parametrize("url", ["../../etc/passwd", "/etc/passwd", "nar/../../x", "%2e%2e/x"])
 async def test_a_directory_does_not_lead_out_of_itself(tmp_path: Path, url: str) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "x").write_bytes(NAR)
     with one_error() as caught:
         await read(FileCache("file:///c", tmp_path / "cache"), replace(INFO, url=url))
     assert "outside itself" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["file:///x", "n" * 5000, "x%00y", "missing"])
+async def test_a_directory_without_that_nar(tmp_path: Path, url: str) -> None:
+    with one_error():
+        await read(FileCache("file:///c", tmp_path), replace(INFO, url=url))
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "https://", "x", "s3://bucket"])

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import pytest
+import trio
 
 from chunker.digest import manifest_id
 from chunker.errors import BlockCorrupt
 from chunker.ingest import Ingest
 from chunker.manifest import encode_manifest
 from chunker.rebuild import rebuild
+from chunker.record import PathRecord
 from chunker.store import MemoryStore
+from peer.answering import PLEASES_MAX
 from peer.errors import NotHere
 from peer.fetch import Fetch, candidates
-from peer.identity import PeerId
+from peer.identity import Address, PeerId
+from peer.messages import Have, Message, Please
+from peer.swarm import SESSIONS_PER_PEER_MAX
 from tests.peer.office import Node, Office, hold, make_path, office, until
 
 BIG = 12_000_000
 """More blocks than one peer is asked for at once."""
 
 
-async def fetch_all(node: Node, record: object) -> Fetch | None:
-    fetch = await Fetch.open(node.swarm, record)  # type: ignore[arg-type]
+async def fetch_all(node: Node, record: PathRecord) -> Fetch | None:
+    fetch = await Fetch.open(node.swarm, record)
     if fetch is not None:
         await fetch.complete()
     return fetch
@@ -32,7 +38,7 @@ def nar_at(node: Node, fetch: Fetch) -> bytes:
     return b"".join(rebuild(fetch.manifest, fetch.record.needles, node.store))
 
 
-async def two_seeds(place: Office, size: int = BIG) -> tuple[Node, Node, Node, object, bytes]:
+async def two_seeds(place: Office, size: int = BIG) -> tuple[Node, Node, Node, PathRecord, bytes]:
     record, nar = make_path("path", size)
     for name in ("one", "two"):
         record = hold(place.stores.setdefault(name, MemoryStore()), record, nar)
@@ -55,7 +61,7 @@ async def test_a_nar_comes_from_several_peers_at_once_and_each_block_once() -> N
 async def test_losing_a_peer_in_mid_transfer_is_not_noticed() -> None:
     async with office() as place:
         me, one, two, record, nar = await two_seeds(place)
-        fetch = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
+        fetch = await Fetch.open(me.swarm, record)
         assert fetch is not None
         await fetch.block(0)
         place.network.cut(one.peer)
@@ -67,7 +73,7 @@ async def test_losing_a_peer_in_mid_transfer_is_not_noticed() -> None:
 async def test_losing_every_peer_is_said_and_the_blocks_that_came_stay() -> None:
     async with office() as place:
         me, one, two, record, _ = await two_seeds(place)
-        fetch = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
+        fetch = await Fetch.open(me.swarm, record)
         assert fetch is not None
         await fetch.block(0)
         place.network.cut(one.peer)
@@ -177,11 +183,142 @@ async def test_a_lan_cache_fills_itself_from_its_seed_while_it_serves() -> None:
         await until(lambda: lan.store.is_verified(record.manifest))
 
 
+def lie_about(store: MemoryStore, record: PathRecord) -> PathRecord:
+    """A manifest of other bytes under the record's NarHash, as a liar would keep it."""
+    ingest = Ingest(store, record.needles)
+    ingest.feed(make_path("other", BIG)[1])
+    lie = encode_manifest(replace(ingest.finish_unchecked()[1], nar_hash=record.nar_hash))
+    store.put_manifest(manifest_id(lie), lie, verified=True)
+    record = replace(record, manifest=manifest_id(lie))
+    store.put_record(record)
+    return record
+
+
+async def test_a_lan_cache_keeps_what_is_whole_whatever_its_source_says() -> None:
+    async with office() as place:
+        record, nar = make_path("path", BIG)
+        lie_about(place.stores.setdefault("liar", MemoryStore()), record)
+        held = hold(place.stores.setdefault("lan", MemoryStore()), record, nar)
+        await place.start("liar", "seed")
+        lan = await place.start("lan", "peer", "liar")
+        me = await place.start("me", "gateway", "lan")
+        offers = await me.swarm.please(record.store_hash, 5, [])
+        assert [offer.manifest for _, offer in offers] == [held.manifest]
+        assert lan.store.record(record.store_hash) == held
+
+
+async def test_a_lan_cache_that_was_lied_to_asks_another_source() -> None:
+    async with office() as place:
+        record, nar = make_path("path", BIG)
+        lie = lie_about(place.stores.setdefault("liar", MemoryStore()), record)
+        await place.start("liar", "seed")
+        lan = await place.start("lan", "peer", "liar")
+        me = await place.start("me", "gateway", "lan")
+        offers = await me.swarm.please(record.store_hash, 5, [])
+        assert [offer.manifest for _, offer in offers] == [lie.manifest]
+        lan.swarm.watched(lie)
+        await until(lambda: lan.swarm.ranked(lie, [(place.peer("liar"), lie)]) == [])
+        await until(lambda: not lan.swarm.fetches)
+        honest = hold(place.stores.setdefault("honest", MemoryStore()), record, nar)
+        await place.start("honest", "seed")
+        lan.swarm.discovered(Address(place.peer("honest"), "127.0.0.1", 1))
+        await until(lambda: place.peer("honest") in lan.swarm.sessions())
+        offers = await me.swarm.please(record.store_hash, 5, [])
+        assert [offer.manifest for _, offer in offers] == [honest.manifest]
+
+
+async def test_of_an_offer_only_the_manifest_counts() -> None:
+    """A peer's record with other signatures does not replace those that we know to be good."""
+    async with office() as place:
+        me, one, two, record, _ = await two_seeds(place)
+        for node in (one, two):
+            held = node.store.record(record.store_hash)
+            assert held is not None
+            node.store.put_record(replace(held, signatures=("evil-1:QUJD",)))
+        assert await fetch_all(me, record) is not None
+        kept = me.store.record(record.store_hash)
+        assert kept is not None and kept.signatures == record.signatures
+
+
+async def test_a_peer_that_cannot_be_reached_costs_time_and_not_the_answer() -> None:
+    async with office() as place:
+        me, _, _, record, _ = await two_seeds(place)
+        me.swarm._undecided.add(place.peer("never"))
+        found = await me.swarm.find(record.store_hash, 0.4)
+        assert len(found) == 2
+        assert await me.swarm.find(make_path("absent", 10)[0].store_hash, 0.4) == []
+
+
+async def test_two_who_open_at_once_share_one_fetch() -> None:
+    async with office() as place:
+        me, _, _, record, nar = await two_seeds(place)
+        opened: list[Fetch | None] = []
+
+        async def open_one() -> None:
+            opened.append(await Fetch.open(me.swarm, record))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(open_one)
+        assert opened[0] is not None and opened == [opened[0]] * 5
+        await opened[0].complete()
+        assert nar_at(me, opened[0]) == nar
+
+
+async def test_a_bitmap_longer_than_the_nar_costs_nothing() -> None:
+    async with office() as place:
+        me, one, _, record, _ = await two_seeds(place)
+        fetch = await Fetch.open(me.swarm, record)
+        assert fetch is not None
+        tracemalloc.start()
+        try:
+            await me.swarm._heard(one.peer, Have(fetch.id, False, b"\xff" * (1 << 20)))
+            assert tracemalloc.get_traced_memory()[1] < 4_000_000
+        finally:
+            tracemalloc.stop()
+        await fetch.complete()
+
+
+async def test_one_peer_has_few_sessions() -> None:
+    async with office() as place:
+        one = await place.start("one", "seed")
+        me = await place.start("me", "gateway")
+        streams = [
+            await me.swarm._transport.open(Address(one.peer, "127.0.0.1", 1)) for _ in range(10)
+        ]
+        ended = 0
+        for stream in streams:
+            with trio.move_on_after(0.2):
+                ended += await stream.receive_some(1) == b""
+        assert ended == 10 - SESSIONS_PER_PEER_MAX
+
+
+async def test_a_flood_of_please_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with office() as place:
+        lan = await place.start("lan", "peer")
+        me = await place.start("me", "gateway", "lan")
+
+        async def never(asker: PeerId, store_hash: str) -> None:
+            await trio.sleep_forever()
+
+        lan.swarm.look_for = never  # type: ignore[method-assign]
+        refused: list[Message] = []
+
+        async def heard(peer: PeerId, message: Message) -> None:
+            refused.append(message)
+
+        asking = next(iter(me.swarm._asking.values()))
+        asking._handler = heard
+        for request in range(400):
+            asking.tell(Please(request, "0" * 32))
+        await until(lambda: len(refused) == 400 - PLEASES_MAX)
+
+
 async def test_a_fetch_under_way_is_joined_not_doubled() -> None:
     async with office() as place:
         me, _, _, record, _ = await two_seeds(place)
-        first = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
-        second = await Fetch.open(me.swarm, record)  # type: ignore[arg-type]
+        first = await Fetch.open(me.swarm, record)
+        second = await Fetch.open(me.swarm, record)
         assert first is second is not None
         await first.complete()
 
