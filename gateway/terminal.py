@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def megabytes(count: object) -> str:
@@ -16,21 +16,25 @@ def megabytes(count: object) -> str:
 
 def show_status(answer: Mapping[str, object]) -> None:
     console = Console()
-    console.print(f"[bold]{answer['role']}[/]  {answer['peer_id']}", highlight=False)
+
+    def say(text: str) -> None:
+        # No wrapping and no colours: addresses are there to be copied.
+        console.print(text, highlight=False, soft_wrap=True)
+
+    say(f"[bold]{answer['role']}[/]  {answer['peer_id']}")
     for address in _items(answer["addresses"]):
-        console.print(f"  listens on {address}", highlight=False)
+        say(f"  listens on {address}")
     if "http" in answer:
-        console.print(f"  Nix asks {answer['http']}", highlight=False)
-    console.print(
+        say(f"  Nix asks {answer['http']}")
+    say(
         f"  holds {answer['paths']} paths, {answer['blocks']} blocks, "
-        f"{megabytes(answer['stored_bytes'])}; received {megabytes(answer['wire_bytes'])}",
-        highlight=False,
+        f"{megabytes(answer['stored_bytes'])}; received {megabytes(answer['wire_bytes'])}"
     )
     peers = [peer for peer in _items(answer["peers"]) if isinstance(peer, dict)]
     if not peers:
-        console.print("  no peers yet: name one with --peer")
+        say("  no peers yet: name one with --peer")
         return
-    table = Table("peer", "role", "connected", "blocks", "received")
+    table = Table(Column("peer", no_wrap=True), "role", "connected", "blocks", "received")
     for peer in peers:
         table.add_row(
             str(peer["peer_id"]),

@@ -161,6 +161,7 @@ def test_a_running_process_says_what_it_does_and_stops_cleanly(tmp_path: Path) -
         assert status["role"] == "gateway" and status["http"] == program.url
         text = run("status", "--store", str(tmp_path / "store"), home=tmp_path)
         assert program.url in text.stdout and "no peers yet" in text.stdout
+        assert f"listens on {program.address}\n" in text.stdout
         second = run("gateway", "--store", str(tmp_path / "store"), home=tmp_path)
         assert second.returncode == 3
         assert f"in use by process {program.process.pid}" in second.stderr
