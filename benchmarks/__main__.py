@@ -1,4 +1,4 @@
-"""python -m benchmarks core [--json]: measure, write benchmarks/results/DATE-NAME.json.
+"""python -m benchmarks NAME [--json]: measure, write benchmarks/results/DATE-NAME.json.
 
 python -m benchmarks table: write docs/performance.md from the newest result of each name.
 """
@@ -14,11 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import core
+from benchmarks import core, session
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BENCHMARKS = {"core": core}
+BENCHMARKS = {"core": core, "session": session}
 
 
 def main() -> int:

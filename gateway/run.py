@@ -6,6 +6,7 @@ Ready is one line on stdout beginning with "ready", so that a script can wait fo
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -65,6 +66,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         text = sign_key.public.text
         config = _trusting(config, text)
     async with node(config) as running, trio.open_nursery() as nursery:
+        gc.freeze()  # what the libraries made at import lives on; collections need not look at it
         nursery.start_soon(_until_signal, stopping)
         if config.role == "gateway":
             await serve_http(running, stopping, _say_ready)

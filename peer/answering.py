@@ -6,7 +6,7 @@ before it is sent: a rotten one is refused and forgotten here, so nobody can bla
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -39,12 +39,22 @@ from .messages import (
 )
 from .serving import Due, Serving
 from .transport import Stream
-from .wire import FOUND_BYTES_MAX, HAVE_INDEXES_MAX, MANIFEST_PART_BYTES_MAX, Decoder, encode
+from .wire import (
+    FOUND_BYTES_MAX,
+    HAVE_INDEXES_MAX,
+    MANIFEST_PART_BYTES_MAX,
+    Decoder,
+    encode,
+    pieces,
+)
 
 HELLO_SECONDS_MAX = 10.0
 RECEIVE_BYTES = 64 * 1024
 HAVE_DELAY_SECONDS = 0.05
 SEND_SECONDS_MAX = 60.0
+"""For one message; a peer slower than that is given up."""
+UNSENT_BYTES_MAX = 2 * 1024 * 1024
+"""Of blocks that were read and wait to be sent to one peer."""
 WATCHES_MAX = 4096
 PLEASES_MAX = 256
 
@@ -148,9 +158,14 @@ class Answering:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
     async def _say(self, message: Message) -> None:
+        await self._send(encode(message))
+
+    async def _send(self, *parts: bytes) -> None:
+        """One message; others may come between two."""
         async with self._writing:
             with trio.fail_after(SEND_SECONDS_MAX):
-                await self._stream.send_all(encode(message))
+                for part in parts:
+                    await self._stream.send_all(part)
 
     def _found(self, message: Find) -> Found:
         records: list[tuple[int, bytes]] = []
@@ -204,23 +219,30 @@ class Answering:
     async def _want(self, message: Want) -> None:
         visible = self._library.catalogue.may_read(self.peer, message.manifest) is not None
         manifest = self._library.load_manifest(message.manifest) if visible else None
-        count = 0 if manifest is None else len(manifest.blocks)
-        for refusal in self._serving.want(message, visible, count):
+        lengths = () if manifest is None else manifest.lengths
+        for refusal in self._serving.want(message, visible, lengths):
             await self._say(refusal)
         self._work.set()
 
     async def _send_blocks(self) -> None:
         while True:
-            due = self._serving.next_block()
-            if due is None:
+            due = self._serving.next_blocks(UNSENT_BYTES_MAX)
+            if not due:
                 self._work = trio.Event()
                 await self._work.wait()
                 continue
-            answer = await trio.to_thread.run_sync(self._read, due)
-            if isinstance(answer, Sent):
-                self.blocks_sent += 1
-                self.bytes_sent += len(answer.encoded.payload)
-            await self._say(answer)
+            # One trip to a thread for several blocks: the trip costs as much as hashing one.
+            blocks, payload_bytes, answers = await trio.to_thread.run_sync(self._read_all, due)
+            self.blocks_sent += blocks
+            self.bytes_sent += payload_bytes
+            for answer in answers:
+                await self._send(*answer)
+
+    def _read_all(self, due: Sequence[Due]) -> tuple[int, int, list[tuple[bytes, bytes]]]:
+        """(blocks, their payload in bytes, the answers as frames)."""
+        answers = [self._read(one) for one in due]
+        sizes = [len(answer.encoded.payload) for answer in answers if isinstance(answer, Sent)]
+        return len(sizes), sum(sizes), [pieces(answer) for answer in answers]
 
     def _read(self, due: Due) -> Message:
         manifest = self._library.load_manifest(due.manifest)

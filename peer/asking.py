@@ -33,7 +33,7 @@ from .wire import MANIFEST_BYTES_MAX, Decoder, encode
 
 ASK_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 1024 * 1024
 UNSENT_MESSAGES_MAX = 4096
 
 Handler = Callable[[PeerId, Message], Awaitable[None]]
@@ -155,22 +155,20 @@ class Asking:
         self, nursery: trio.Nursery, ready: Callable[[Asking], Awaitable[None]]
     ) -> None:
         decoder, greeted = Decoder(), False
-        deadline = trio.current_time() + HELLO_SECONDS_MAX
-        while True:
-            with trio.CancelScope(deadline=float("inf") if greeted else deadline) as scope:
-                data = await self._stream.receive_some(RECEIVE_BYTES)
-            if scope.cancelled_caught:
-                raise RemoteError(f"{self.peer} sent no Hello in {HELLO_SECONDS_MAX:.0f} s")
-            if not data:
-                return
-            self.bytes_received += len(data)
-            for message in decoder.feed(data):
-                if not greeted:
+        scope = trio.CancelScope(deadline=trio.current_time() + HELLO_SECONDS_MAX)
+        with scope:
+            while data := await self._stream.receive_some(RECEIVE_BYTES):
+                self.bytes_received += len(data)
+                for message in decoder.feed(data):
+                    if greeted:
+                        await self._dispatch(message)
+                        continue
                     self._greet(message)
                     greeted = True
+                    scope.deadline = float("inf")
                     nursery.start_soon(ready, self)
-                else:
-                    await self._dispatch(message)
+        if scope.cancelled_caught:
+            raise RemoteError(f"{self.peer} sent no Hello in {HELLO_SECONDS_MAX:.0f} s")
 
     def _greet(self, message: Message) -> None:
         if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:

@@ -117,6 +117,12 @@ class _Peer:
         blocks = int(self.rate * DEPTH_SECONDS / 131072)
         return max(DEPTH_BLOCKS_MIN, min(DEPTH_BLOCKS_MAX, blocks))
 
+    def takes_more(self) -> bool:
+        """Not before a quarter of the depth is free: one Want for many blocks costs as much as
+        one for each."""
+        depth = self.depth()
+        return len(self.owed) <= depth - max(1, depth // 4)
+
 
 class Exchange:
     """All downloads of one process. Every method returns the effects to carry out, in order."""
@@ -306,6 +312,8 @@ class Exchange:
             self._wanted.pop(wanted, None)
 
     def _fill(self, now: float) -> list[Effect]:
+        if self._flights and not any(state.takes_more() for state in self._peers.values()):
+            return []  # everybody has enough to do
         asked: dict[tuple[PeerId, ManifestId], list[int]] = {}
         stuck: list[Effect] = []
         for manifest, download in self._downloads.items():
@@ -325,9 +333,7 @@ class Exchange:
         ready = [
             (name, state)
             for name, state in self._peers.items()
-            if manifest in state.holds
-            and state.rests_until <= now
-            and len(state.owed) < state.depth()
+            if manifest in state.holds and state.rests_until <= now and state.takes_more()
         ]
         window = 0
         count = len(download.blocks)

@@ -73,7 +73,7 @@ class Fetch:
         self._is_stuck = False
         self._swarm = swarm
         self._missing: set[int] = set()
-        self._change = trio.Event()
+        self._change = trio.lowlevel.ParkingLot()
 
     @classmethod
     async def open(
@@ -126,7 +126,7 @@ class Fetch:
         closed."""
         with trio.move_on_after(COVER_SECONDS_MAX):
             while not self._swarm.covered(self) and not self.failed:
-                await self._change.wait()
+                await self._change.park()
         if self._swarm.covered(self) and not self.failed:
             return True
         if self.readers == 0:
@@ -139,13 +139,14 @@ class Fetch:
         await self._swarm.reading(self, index)
         store = self._swarm.store
         while True:
-            await self._until_present(index, patience_seconds)
+            await self.arrived(index, patience_seconds)
             try:
                 return await trio.to_thread.run_sync(store.get, self.manifest.blocks[index])
             except (BlockMissing, BlockCorrupt) as error:
                 raise NotHere(f"block {index} was lost here: {error}") from error
 
-    async def _until_present(self, index: int, patience_seconds: float = STUCK_SECONDS_MAX) -> None:
+    async def arrived(self, index: int, patience_seconds: float = STUCK_SECONDS_MAX) -> None:
+        """Wait until block `index` is stored here. Raises NotHere."""
         deadline = float("inf")
         while index in self._missing:
             if self.failed:
@@ -155,7 +156,7 @@ class Fetch:
             else:
                 deadline = float("inf")
             with trio.CancelScope(deadline=deadline) as scope:
-                await self._change.wait()
+                await self._change.park()
             if scope.cancelled_caught:
                 raise NotHere(f"no source has block {index} of {self.record.store_path}")
 
@@ -163,7 +164,7 @@ class Fetch:
         """Fetch everything, check the NAR, mark it verified and close. Raises NotHere."""
         try:
             while self._missing:
-                await self._until_present(min(self._missing))
+                await self.arrived(min(self._missing))
             await self.check()
         finally:
             with trio.CancelScope(shield=True):
@@ -227,5 +228,4 @@ class Fetch:
         self._changed()
 
     def _changed(self) -> None:
-        self._change.set()
-        self._change = trio.Event()
+        self._change.unpark_all()

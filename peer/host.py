@@ -1,8 +1,7 @@
-"""The real transport: py-libp2p over TCP with stock Noise and Yamux. The only maker of a host.
+"""The real transport: py-libp2p over TCP, with our fast sessions. The only maker of a host.
 
 What py-libp2p 0.8.1 needs (measured, see docs/decisions): one connection per peer, else each dial
-waits 250 ms for a second address; a reader that stops for 5 s kills the writer; its errors are many
-and are mapped once, here.
+waits 250 ms for a second address; its errors are many and are mapped once, here.
 """
 
 from __future__ import annotations
@@ -20,13 +19,18 @@ from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.network.config import ConnectionConfig
+from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux as StockYamux
 
 from .errors import CannotListen, SessionClosed, Unreachable
 from .identity import Address, Identity, PeerId
+from .sessions import FastMuxers, FastStream
 from .transport import DIAL_SECONDS_MAX, PROTOCOL, Handler, Stream
 
 log = logging.getLogger(__name__)
@@ -61,6 +65,8 @@ class Libp2pTransport:
                 dial_timeout=DIAL_SECONDS_MAX,
             ),
         )
+        upgrader: Any = self._host.get_network().upgrader
+        upgrader.muxer_multistream = FastMuxers({YAMUX_ID: StockYamux})
         assert str(self._host.get_id()) == self.peer
 
     def addresses(self) -> tuple[Address, ...]:
@@ -138,21 +144,27 @@ class Libp2pTransport:
 class _Stream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        # Past libp2p's own wrapper, which takes a lock for each read and write.
+        muxed = stream.muxed_stream
+        self._fast: FastStream | None = muxed if type(muxed) is FastStream else None
         self.peer = PeerId(str(stream.muxed_conn.peer_id))
 
-    async def receive_some(self, bytes_max: int) -> bytes:
-        from libp2p.network.stream.exceptions import StreamEOF
-
+    async def receive_some(self, bytes_max: int) -> bytes | memoryview:
         try:
+            if self._fast is not None:
+                return await self._fast.receive(bytes_max)
             data: bytes = await self._stream.read(bytes_max)
             return data
-        except StreamEOF:
+        except (StreamEOF, MuxedStreamEOF):
             return b""
         except Exception as error:
             raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
 
     async def send_all(self, data: bytes) -> None:
         try:
+            if self._fast is not None:
+                await self._fast.write(data)
+                return
             for at in range(0, len(data), WRITE_BYTES):
                 await self._stream.write(data[at : at + WRITE_BYTES])
         except Exception as error:

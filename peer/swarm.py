@@ -32,6 +32,7 @@ from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
 from .fetch import Fetch, Offer, candidates
 from .identity import Address, PeerId
+from .keeping import Keeping
 from .messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -53,7 +54,6 @@ TICK_SECONDS = 0.25
 REDIAL_SECONDS_MIN = 0.5
 REDIAL_SECONDS_MAX = 30.0
 MANIFESTS_HELD_MAX = 64
-UNSTORED_BLOCKS_MAX = 64
 BLAMES_MAX = 10_000
 SESSIONS_PER_PEER_MAX = 4
 """One is enough; an old one may still be dying when the next comes."""
@@ -120,7 +120,7 @@ class Swarm(Library):
         self._opening: set[PeerId] = set()
         self._pull_through = PullThrough(self)
         self._undecided = {address.peer for address in configured if address.host is not None}
-        self._kept, self._kept_end = trio.open_memory_channel[Keep](UNSTORED_BLOCKS_MAX)
+        self._keeping = Keeping(store, self._stored, self._not_stored)
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
 
@@ -132,7 +132,7 @@ class Swarm(Library):
                 if address.host is not None:
                     nursery.start_soon(self._keep_session, address)
             nursery.start_soon(self._tick)
-            nursery.start_soon(self._store_blocks)
+            nursery.start_soon(self._keeping.run)
             task_status.started()
 
     def discovered(self, address: Address) -> None:
@@ -483,7 +483,7 @@ class Swarm(Library):
                     tally.blocks += 1
                     encoded = effect.block.encoded
                     tally.wire_bytes += len(encoded.payload) if encoded else 0
-                    await self._kept.send(effect)
+                    await self._keeping.keep(effect)
                 case Ban(peer, reason):
                     await self._ban(peer, reason)
                 case Stuck(manifest):
@@ -501,25 +501,14 @@ class Swarm(Library):
             asking.stop()
         await self._carry_out(effects)
 
-    async def _store_blocks(self) -> None:
-        """Write what arrived in batches off the loop, then tell readers and watchers."""
-        while True:
-            batch = [await self._kept_end.receive()]
-            while len(batch) < UNSTORED_BLOCKS_MAX:
-                try:
-                    batch.append(self._kept_end.receive_nowait())
-                except trio.WouldBlock:
-                    break
-            try:
-                await trio.to_thread.run_sync(self.store.put, [keep.block for keep in batch])
-            except StoreError as error:
-                log.error("cannot store blocks: %s", error)
-                for fetch in list(self.fetches.values()):
-                    fetch.fail(str(error))
-                continue
-            for keep in batch:
-                for manifest, index in keep.places:
-                    self._present(manifest, index)
+    def _stored(self, batch: Sequence[Keep]) -> None:
+        for keep in batch:
+            for manifest, index in keep.places:
+                self._present(manifest, index)
+
+    def _not_stored(self, reason: str) -> None:
+        for fetch in list(self.fetches.values()):
+            fetch.fail(reason)
 
     def _present(self, manifest: ManifestId, index: int) -> None:
         fetch = self.fetches.get(manifest)

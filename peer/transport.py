@@ -23,8 +23,8 @@ MEMORY_BUFFER_BYTES = 256 * 1024
 class Stream(Protocol):
     peer: PeerId
 
-    async def receive_some(self, bytes_max: int) -> bytes:
-        """b"" at the end. Raises SessionClosed if the stream broke."""
+    async def receive_some(self, bytes_max: int) -> bytes | memoryview:
+        """Empty at the end. Raises SessionClosed if the stream broke."""
         ...
 
     async def send_all(self, data: bytes) -> None:

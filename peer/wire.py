@@ -47,6 +47,7 @@ MANIFEST_BYTES_MAX = 16 * 1024 * 1024
 BITMAP_BYTES_MAX = 1024 * 1024
 TEXT_CHARS_MAX = 128
 HAVE_INDEXES_MAX = 4096
+SMALL_BYTES = 4096
 _HEAD = struct.Struct("!II")
 
 _BODY_BYTES_MAX = {
@@ -59,36 +60,71 @@ _BODY_BYTES_MAX = {
 
 def encode(message: Message) -> bytes:
     """One frame. The caller keeps counts within the limits of `messages`."""
+    return b"".join(pieces(message))
+
+
+def pieces(message: Message) -> tuple[bytes, bytes]:
+    """The frame in two: everything but the body, and the body as it is, uncopied."""
     kind, header, body = _split(message)
     packed = msgpack.packb(header, use_bin_type=True)
     assert len(packed) <= HEADER_BYTES_MAX
     assert len(body) <= _BODY_BYTES_MAX.get(kind, 0)
-    return b"".join((_HEAD.pack(kind << 24 | len(packed), len(body)), packed, body))
+    return _HEAD.pack(kind << 24 | len(packed), len(body)) + packed, body
 
 
 class Decoder:
     """Frames in, messages out."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._head = bytearray()
+        self._kind = 0
+        self._header_end = 0
+        self._left = 0
+        self._body: list[memoryview | bytearray] = []
 
-    def feed(self, data: bytes) -> Iterator[Message]:
+    def feed(self, data: bytes | memoryview) -> Iterator[Message]:
         """Yield every message completed by `data`. Raises WireError."""
-        self._buffer += data
-        while len(self._buffer) >= _HEAD.size:
-            word, body_bytes = _HEAD.unpack_from(self._buffer)
-            kind, header_bytes = word >> 24, word & 0xFFFFFF
-            if kind not in _READERS:
-                raise WireError(f"a message of unknown type {kind}")
-            if header_bytes > HEADER_BYTES_MAX or body_bytes > _BODY_BYTES_MAX.get(kind, 0):
-                raise WireError(f"a message of {header_bytes} + {body_bytes} bytes, type {kind}")
-            end = _HEAD.size + header_bytes + body_bytes
-            if len(self._buffer) < end:
-                return
-            header = bytes(self._buffer[_HEAD.size : _HEAD.size + header_bytes])
-            body = bytes(self._buffer[_HEAD.size + header_bytes : end])
-            del self._buffer[:end]
-            yield _join(kind, header, body)
+        view, at = memoryview(data), 0
+        while at < len(view) or self._is_whole():
+            if self._is_whole():
+                header = bytes(self._head[_HEAD.size :])
+                body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+                self._head.clear()
+                self._body.clear()
+                self._header_end = 0
+                yield _join(self._kind, header, bytes(body))
+            elif self._header_end and len(self._head) == self._header_end:
+                part = view[at : at + self._left]
+                self._add(part)
+                self._left -= len(part)
+                at += len(part)
+            else:
+                part = view[at : at + (self._header_end or _HEAD.size) - len(self._head)]
+                self._head += part
+                at += len(part)
+                if len(self._head) == _HEAD.size:
+                    self._start()
+
+    def _is_whole(self) -> bool:
+        return 0 < self._header_end == len(self._head) and not self._left
+
+    def _start(self) -> None:
+        word, self._left = _HEAD.unpack(self._head)
+        self._kind, header_bytes = word >> 24, word & 0xFFFFFF
+        if self._kind not in _READERS:
+            raise WireError(f"a message of unknown type {self._kind}")
+        if header_bytes > HEADER_BYTES_MAX or self._left > _BODY_BYTES_MAX.get(self._kind, 0):
+            raise WireError(f"a message of {header_bytes} + {self._left} bytes, {self._kind}")
+        self._header_end = _HEAD.size + header_bytes
+
+    def _add(self, part: memoryview) -> None:
+        """Many tiny parts must not cost more than their bytes."""
+        if len(part) >= SMALL_BYTES:
+            self._body.append(part)
+        elif self._body and isinstance(tail := self._body[-1], bytearray):
+            tail += part
+        else:
+            self._body.append(bytearray(part))
 
 
 def _join(kind: int, header: bytes, body: bytes) -> Message:

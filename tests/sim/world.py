@@ -256,7 +256,7 @@ class World:
             elif server.fault == "refuses":
                 self._refuse(server, peer, Refuse(message.request, "busy", message.indexes))
             else:
-                for refusal in serving.want(message, True, BLOCKS):
+                for refusal in serving.want(message, True, (BLOCK_BYTES,) * BLOCKS):
                     self._refuse(server, peer, refusal)
                 self._send_next(server)
 
@@ -280,8 +280,7 @@ class World:
             return
         server.turn += 1
         name = names[server.turn % len(names)]
-        due = server.serving[name].next_block()
-        assert due is not None
+        (due,) = server.serving[name].next_blocks(1)
         rate = DRIP_BYTES_PER_SECOND if server.fault == "drip" else UPLINK_BYTES_PER_SECOND
         server.sending = True
         life = server.life

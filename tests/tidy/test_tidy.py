@@ -15,7 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FUNCTION_LINES_MAX = 50
 FILE_LINES_MAX = 400
 # Files and functions above the limits. This list may only shrink.
-LONG_FILES = {"chunker/packs.py": 462, "peer/swarm.py": 535}
+LONG_FILES = {"chunker/packs.py": 462, "peer/swarm.py": 524}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 MAY_IMPORT = {
@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "gateway": {"chunker", "peer", "gateway"},
 }
 VENDORS = {
-    "libp2p": {"peer/host.py"},
-    "multiaddr": {"peer/host.py"},
+    "libp2p": {"peer/host.py", "peer/sessions.py"},
+    "multiaddr": {"peer/host.py", "peer/sessions.py"},
     "zeroconf": {"peer/lan.py"},
     "pyfastcdc": {"chunker/cut.py"},
     "ahocorasick_rs": {"chunker/references.py"},
@@ -39,7 +39,8 @@ VENDORS = {
 MACHINES = (
     [path for path in SOURCES if path.parent.name == "chunker" and path.stem != "packs"]
     + [ROOT / "peer" / f"{name}.py" for name in
-       ("exchange", "serving", "catalogue", "messages", "wire", "identity")]
+       ("exchange", "serving", "catalogue", "messages", "wire", "identity",
+        "yamux", "noise")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress")]
 )  # fmt: skip
