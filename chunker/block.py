@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import zstandard
 
-from .digest import BlockId, block_id
+from .digest import BlockId, Bytes, block_id
 from .errors import BlockCorrupt
 
 BLOCK_BYTES_MAX = 512 * 1024
@@ -30,7 +30,7 @@ class Encoded:
 
     codec: Codec
     length: int
-    payload: bytes
+    payload: Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Block:
     """Bytes whose BLAKE3 is `id`. Make one with `Block.of` or `verify`, never directly."""
 
     id: BlockId
-    data: bytes
+    data: Bytes
     encoded: Encoded | None = None
     """The form in which it arrived, kept so that a store need not encode it again."""
 
@@ -51,7 +51,7 @@ class Block:
 _local = threading.local()
 
 
-def encode(data: bytes, codec: Codec = Codec.ZSTD) -> Encoded:
+def encode(data: Bytes, codec: Codec = Codec.ZSTD) -> Encoded:
     """zstd at level 3, or raw where that is not smaller."""
     if codec is Codec.ZSTD:
         if not hasattr(_local, "compressor"):
@@ -76,7 +76,7 @@ def verify(wanted: BlockId, encoded: Encoded) -> Block:
     return Block(wanted, data, encoded)
 
 
-def _decompress(wanted: BlockId, encoded: Encoded) -> bytes:
+def _decompress(wanted: BlockId, encoded: Encoded) -> Bytes:
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()
     try:

@@ -16,13 +16,16 @@ ManifestId = NewType("ManifestId", bytes)
 NarHash = NewType("NarHash", bytes)
 """SHA-256 of a NAR; 32 bytes."""
 
+Bytes = bytes | memoryview
+"""A view is a part of what was read or received at once, and keeps all of that alive."""
+
 DIGEST_BYTES = 32
 STORE_HASH_CHARS = 32
 NIX32_ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
 _NIX32_VALUES = {char: value for value, char in enumerate(NIX32_ALPHABET)}
 
 
-def block_id(data: bytes | memoryview) -> BlockId:
+def block_id(data: Bytes) -> BlockId:
     return BlockId(blake3.blake3(data).digest())
 
 

@@ -6,8 +6,8 @@
 
 Order of a batch: append, fdatasync, commit the index. After a crash the packs may be longer than
 the index says: whole records there are taken in, a torn tail is cut. Between batches, what was put
-is found through the uncommitted index transaction, so it is readable at once. Nothing that a peer
-sent ever becomes a file name.
+is found through the uncommitted index transaction, so it is readable at once. A batch that cannot
+be made durable is dropped whole. Nothing that a peer sent ever becomes a file name.
 """
 
 from __future__ import annotations
@@ -18,32 +18,28 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from .block import Block, Codec, Encoded, encode, verify
 from .digest import BlockId, ManifestId, manifest_id
+from .disk import Disk
 from .errors import BlockCorrupt, BlockMissing, RecordError, StoreBusy, StoreError, StoreFull
 from .pack_format import MAGIC, Header, RecordKind, scan, write_header
-from .record import PathRecord, decode_record, encode_record, store_hash
+from .pack_index import Index, Place
+from .record import PathRecord, decode_record, encode_record
 
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 8 * 1024 * 1024
 PACK_BYTES_MAX = 1024 * 1024 * 1024
-SQL_VARIABLES_MAX = 500
+RUN_BYTES_MAX = 2 * 1024 * 1024
+GAP_BYTES_MAX = 64 * 1024
+"""Between two blocks that are still read at once: less than a second read costs."""
 _NO_ID = bytes(32)
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS packs (pack INTEGER PRIMARY KEY, indexed INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS blocks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,
-    at INTEGER NOT NULL, stored INTEGER NOT NULL, length INTEGER NOT NULL,
-    codec INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS manifests (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,
-    at INTEGER NOT NULL, stored INTEGER NOT NULL, verified INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS paths (hash TEXT PRIMARY KEY, path TEXT NOT NULL, record BLOB NOT NULL)
-    WITHOUT ROWID;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +54,9 @@ class StoreStats:
 class PackStore:
     """Thread-safe. Open with `PackStore.open`; `close` flushes."""
 
-    def __init__(self, directory: Path, codec: Codec, read_only: bool) -> None:
+    def __init__(self, directory: Path, codec: Codec, read_only: bool, disk: Disk) -> None:
         self._directory = directory
+        self._disk = disk
         self._codec = codec
         self._read_only = read_only
         self._guard = threading.RLock()
@@ -71,10 +68,15 @@ class PackStore:
 
     @classmethod
     def open(
-        cls, directory: Path, *, codec: Codec = Codec.ZSTD, read_only: bool = False
+        cls,
+        directory: Path,
+        *,
+        codec: Codec = Codec.ZSTD,
+        read_only: bool = False,
+        disk: Disk | None = None,
     ) -> PackStore:
         """Raises StoreBusy if another process writes here, StoreError if it cannot be used."""
-        store = cls(directory, codec, read_only)
+        store = cls(directory, codec, read_only, disk or Disk())
         try:
             store._open()
         except (OSError, sqlite3.Error) as error:
@@ -92,24 +94,22 @@ class PackStore:
         if self._read_only:
             if not index.exists():
                 raise StoreError(f"there is no store at {self._directory}; name one with --store")
-            self._database = sqlite3.connect(
-                f"file:{index}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
-            )
-            self._database.execute("SELECT count(*) FROM packs")
+            self._index = Index(index, read_only=True)
             return
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (self._directory / "packs").mkdir(exist_ok=True, mode=0o700)
+        for directory in (self._directory, self._directory / "packs"):
+            self._disk.make_directory(directory)
         self._take_lock()
         try:
-            self._connect(index)
+            self._index = Index(index, read_only=False)
         except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # no room, no permission: nothing is wrong with what the file says
             log.warning("the index of %s is damaged (%s); rebuilding it", self._directory, error)
-            self._database.close()
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("-wal", "-shm", ""):
                 damaged = Path(f"{index}{suffix}")
                 if damaged.exists():
-                    damaged.rename(f"{damaged}.damaged")
-            self._connect(index)
+                    self._disk.rename(damaged, Path(f"{damaged}.damaged"))
+            self._index = Index(index, read_only=False)
         self._catch_up()
 
     def _take_lock(self) -> None:
@@ -123,31 +123,21 @@ class PackStore:
         os.ftruncate(self._lock_file, 0)
         os.pwrite(self._lock_file, f"{os.getpid()}\n".encode(), 0)
 
-    def _connect(self, index: Path) -> None:
-        self._database = sqlite3.connect(index, check_same_thread=False, isolation_level=None)
-        check = self._database.execute("PRAGMA quick_check(1)").fetchone()
-        if check != ("ok",):
-            raise sqlite3.DatabaseError(str(check))
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=FULL")
-        self._database.executescript(_SCHEMA)
-
     def _catch_up(self) -> None:
         """Index what the packs hold beyond the index, cut torn tails, forget lost packs."""
-        known = dict(self._database.execute("SELECT pack, indexed FROM packs"))
+        known = self._index.packs()
         here = sorted(
             int(path.stem)
             for path in (self._directory / "packs").glob("*.pack")
             if path.stem.isdigit()
         )
-        self._database.execute("BEGIN")
+        self._index.begin()
         for pack in sorted(set(known) - set(here)):
             log.warning("pack %04d is gone; its blocks are forgotten", pack)
-            for table in ("blocks", "manifests", "packs"):
-                self._database.execute(f"DELETE FROM {table} WHERE pack = ?", (pack,))
+            self._index.forget_pack(pack)
         for pack in here:
             self._index_pack(pack, known.get(pack, 0))
-        self._database.execute("COMMIT")
+        self._disk.commit(self._index)
         self._pack = here[-1] if here else 0
         if not here:
             self._new_pack()
@@ -156,23 +146,29 @@ class PackStore:
     def _index_pack(self, pack: int, indexed: int) -> None:
         path = self._pack_path(pack)
         size = path.stat().st_size
-        if size == indexed:
+        if size == indexed and size > 0:
             return
-        with path.open("r+b") as file:
+        if indexed > size:
+            log.warning("pack %04d lost its last %d bytes", pack, indexed - size)
+            self._index.forget_pack(pack)
+            indexed = 0
+        writable = self._file(pack)
+        with path.open("rb") as file:
             if indexed == 0 and file.read(len(MAGIC)) != MAGIC:
                 if size > len(MAGIC):
                     raise StoreError(f"{path} is not a pack; move it out of the store")
-                file.truncate(0)
-                file.write(MAGIC)
+                self._disk.truncate(writable, 0)
+                self._disk.write(writable, MAGIC, 0)
                 size = len(MAGIC)
-            end = min(max(indexed, len(MAGIC)), size)
+            end = max(indexed, len(MAGIC))
             for at, header, payload in scan(file, end):
                 self._replay(pack, at, header, payload)
                 end = at + header.stored
-            if end < size:
-                log.warning("cut a torn tail of %d bytes off pack %04d", size - end, pack)
-                file.truncate(end)
-        self._set_indexed(pack, end)
+        if end < size:
+            log.warning("cut a torn tail of %d bytes off pack %04d", size - end, pack)
+            self._disk.truncate(writable, end)
+        self._disk.sync(writable)
+        self._index.set_indexed(pack, end)
 
     def _replay(self, pack: int, at: int, header: Header, payload: bytes) -> None:
         encoded = Encoded(header.codec, header.length, payload)
@@ -182,53 +178,72 @@ class PackStore:
             except BlockCorrupt as error:
                 log.warning("skipped in pack %04d: %s", pack, error)
                 return
-            self._index_block(BlockId(header.id), pack, at, encoded)
+            self._index.add_block(BlockId(header.id), pack, at, encoded)
         elif header.kind is RecordKind.MANIFEST:
             if manifest_id(payload) == header.id:
-                self._index_manifest(ManifestId(header.id), pack, at, len(payload))
+                self._index.add_manifest(ManifestId(header.id), pack, at, len(payload))
         elif header.kind is RecordKind.VERIFIED:
-            self._index_verified(ManifestId(header.id))
+            self._index.mark_verified(ManifestId(header.id))
         elif header.kind is RecordKind.FORGOTTEN:
-            self._database.execute("DELETE FROM blocks WHERE id = ?", (header.id,))
+            self._index.forget_block(BlockId(header.id))
         else:
             try:
                 record = decode_record(payload)
             except RecordError as error:
                 log.warning("skipped in pack %04d: %s", pack, error)
                 return
-            self._index_record(record, payload)
+            self._index.add_record(record.store_hash, record.store_path, payload)
 
     # -- BlockStore --------------------------------------------------------------------------
 
     def has(self, ids: Iterable[BlockId]) -> list[bool]:
         wanted = list(ids)
-        held: set[bytes] = set()
         with self._guard:
-            for at in range(0, len(wanted), SQL_VARIABLES_MAX):
-                part = wanted[at : at + SQL_VARIABLES_MAX]
-                marks = ",".join("?" * len(part))
-                rows = self._database.execute(f"SELECT id FROM blocks WHERE id IN ({marks})", part)
-                held.update(row[0] for row in rows)
+            held = self._index.held(wanted)
         return [name in held for name in wanted]
 
     def read(self, wanted: BlockId) -> Encoded:
         with self._guard:
-            row = self._database.execute(
-                "SELECT pack, at, stored, length, codec FROM blocks WHERE id = ?", (wanted,)
-            ).fetchone()
-            if row is None:
+            place = self._index.places([wanted]).get(wanted)
+            if place is None:
                 raise BlockMissing(wanted)
-            pack, at, stored, length, codec = row
-            file = self._file(pack)
-        payload = os.pread(file, stored, at)
-        return Encoded(Codec(codec), length, payload)
+            file = self._file(place.pack)
+        payload = os.pread(file, place.stored, place.at)
+        return Encoded(Codec(place.codec), place.length, payload)
 
     def get(self, wanted: BlockId) -> Block:
+        return self._verified(wanted, self.read(wanted))
+
+    def get_many(self, ids: Sequence[BlockId]) -> list[Block]:
+        with self._guard:
+            places = self._index.places(ids)
+        blocks: list[Block] = []
+        for run in _runs(ids, places):
+            blocks += self._read_run(run)
+        return blocks
+
+    def _read_run(self, run: list[tuple[BlockId, Place]]) -> list[Block]:
+        """Blocks that lie one behind the other, in one read."""
+        start, end = run[0][1].at, run[-1][1].at + run[-1][1].stored
+        with self._guard:
+            file = self._file(run[0][1].pack)
+        data = memoryview(os.pread(file, end - start, start))
+        return [
+            self._verified(
+                wanted,
+                Encoded(Codec(place.codec), place.length, data[place.at - start :][: place.stored]),
+            )
+            for wanted, place in run
+        ]
+
+    def _verified(self, wanted: BlockId, encoded: Encoded) -> Block:
+        """A rotten block is forgotten, so that it may be put again."""
         try:
-            return verify(wanted, self.read(wanted))
+            return verify(wanted, encoded)
         except BlockCorrupt:
             if not self._read_only:
-                self.forget(wanted)
+                with suppress(StoreError):  # that it is rotten is what must be said
+                    self.forget(wanted)
             raise
 
     def put(self, blocks: Iterable[Block]) -> None:
@@ -238,36 +253,34 @@ class PackStore:
             for block, held in zip(several, self.has([b.id for b in several]), strict=True)
             if not held
         ]
-        with self._guard:
+        with self._batch():
             for block, encoded in fresh:
                 assert encoded is not None
                 pack, at = self._append(RecordKind.BLOCK, block.id, encoded)
-                self._index_block(block.id, pack, at, encoded)
-            self._maybe_flush()
+                self._index.add_block(block.id, pack, at, encoded)
 
     def _fits(self, encoded: Encoded | None) -> bool:
         return encoded is not None and (encoded.codec is self._codec or self._codec is Codec.ZSTD)
 
     def forget(self, wanted: BlockId) -> None:
-        with self._guard:
+        with self._batch():
             if self.has([wanted])[0]:
                 self._append(RecordKind.FORGOTTEN, wanted, Encoded(Codec.RAW, 0, b""))
-                self._database.execute("DELETE FROM blocks WHERE id = ?", (wanted,))
+                self._index.forget_block(wanted)
 
     def put_manifest(self, manifest: ManifestId, encoded: bytes, *, verified: bool) -> None:
-        with self._guard:
-            if self._manifest_row(manifest) is None:
+        with self._batch():
+            if self._index.manifest(manifest) is None:
                 whole = Encoded(Codec.RAW, len(encoded), encoded)
                 pack, at = self._append(RecordKind.MANIFEST, manifest, whole)
-                self._index_manifest(manifest, pack, at, len(encoded))
+                self._index.add_manifest(manifest, pack, at, len(encoded))
             if verified and not self.is_verified(manifest):
                 self._append(RecordKind.VERIFIED, manifest, Encoded(Codec.RAW, 0, b""))
-                self._index_verified(manifest)
-            self._maybe_flush()
+                self._index.mark_verified(manifest)
 
     def manifest(self, wanted: ManifestId) -> bytes | None:
         with self._guard:
-            row = self._manifest_row(wanted)
+            row = self._index.manifest(wanted)
             if row is None:
                 return None
             file = self._file(row[0])
@@ -276,36 +289,30 @@ class PackStore:
 
     def is_verified(self, wanted: ManifestId) -> bool:
         with self._guard:
-            row = self._manifest_row(wanted)
-        return row is not None and bool(row[3])
+            row = self._index.manifest(wanted)
+        return row is not None and row[3]
 
     def put_record(self, record: PathRecord) -> None:
         encoded = encode_record(record)
-        with self._guard:
-            row = self._database.execute(
-                "SELECT record FROM paths WHERE hash = ?", (record.store_hash,)
-            ).fetchone()
-            if row == (encoded,):
+        with self._batch():
+            if self._index.record(record.store_hash) == encoded:
                 return
             self._append(RecordKind.PATH, _NO_ID, Encoded(Codec.RAW, len(encoded), encoded))
-            self._index_record(record, encoded)
-            self._maybe_flush()
+            self._index.add_record(record.store_hash, record.store_path, encoded)
 
     def record(self, store_hash: str) -> PathRecord | None:
         with self._guard:
-            row = self._database.execute(
-                "SELECT record FROM paths WHERE hash = ?", (store_hash,)
-            ).fetchone()
-        return None if row is None else decode_record(row[0])
+            encoded = self._index.record(store_hash)
+        return None if encoded is None else decode_record(encoded)
 
     def records(self) -> Iterator[PathRecord]:
         with self._guard:
-            rows = self._database.execute("SELECT record FROM paths ORDER BY path").fetchall()
-        return (decode_record(row[0]) for row in rows)
+            rows = self._index.records()
+        return (decode_record(row) for row in rows)
 
     def flush(self) -> None:
-        with self._guard:
-            if self._database.in_transaction:
+        with self._batch():
+            if self._index.in_transaction:
                 self._commit()
 
     def close(self) -> None:
@@ -318,68 +325,61 @@ class PackStore:
 
     def stats(self) -> StoreStats:
         with self._guard:
-            blocks, stored, plain = self._database.execute(
-                "SELECT count(*), ifnull(sum(stored), 0), ifnull(sum(length), 0) FROM blocks"
-            ).fetchone()
-            manifests = self._database.execute("SELECT count(*) FROM manifests").fetchone()[0]
-            records = self._database.execute("SELECT count(*) FROM paths").fetchone()[0]
-        return StoreStats(blocks, stored, plain, manifests, records)
+            return StoreStats(*self._index.count())
 
     def verify(self) -> Iterator[BlockId]:
         """The ids of blocks that are rotten. Changes nothing; may run beside the writer."""
         with self._guard:
-            names = [row[0] for row in self._database.execute("SELECT id FROM blocks ORDER BY id")]
+            names = self._index.block_ids()
         for name in names:
             try:
-                verify(BlockId(name), self.read(BlockId(name)))
+                verify(name, self.read(name))
             except BlockMissing:
                 continue
             except (BlockCorrupt, OSError):
-                yield BlockId(name)
+                yield name
 
     # -- writing -----------------------------------------------------------------------------
 
+    @contextmanager
+    def _batch(self) -> Iterator[None]:
+        """Everything that writes does so in here. Raises StoreFull, or StoreError."""
+        with self._guard:
+            try:
+                yield
+                if self._unsynced >= BATCH_BYTES:
+                    self._commit()
+            except (OSError, sqlite3.Error) as error:
+                self._retreat(error)
+
     def _append(self, kind: RecordKind, name: bytes, encoded: Encoded) -> tuple[int, int]:
         assert not self._read_only
-        if not self._database.in_transaction:
-            self._database.execute("BEGIN")
+        record = write_header(kind, name, encoded) + encoded.payload
         if self._end > PACK_BYTES_MAX:
             self._commit()
             self._new_pack()
-            self._database.execute("BEGIN")
-        record = write_header(kind, name, encoded) + encoded.payload
-        try:
-            write_all(self._file(self._pack), record, self._end)
-        except OSError as error:
-            self._retreat(error)
+        self._index.begin()
+        self._disk.write(self._file(self._pack), record, self._end)
         at = self._end + len(record) - len(encoded.payload)
         self._end += len(record)
         self._unsynced += len(record)
         return self._pack, at
 
-    def _maybe_flush(self) -> None:
-        if self._unsynced >= BATCH_BYTES:
-            self._commit()
-
     def _commit(self) -> None:
-        try:
-            os.fdatasync(self._file(self._pack))
-            self._set_indexed(self._pack, self._end)
-            self._database.execute("COMMIT")
-        except (OSError, sqlite3.Error) as error:
-            self._retreat(error)
+        self._index.begin()
+        self._disk.sync(self._file(self._pack))
+        self._index.set_indexed(self._pack, self._end)
+        self._disk.commit(self._index)
         self._unsynced = 0
 
-    def _retreat(self, error: Exception) -> None:
+    def _retreat(self, error: Exception) -> NoReturn:
         """Drop the batch that could not be made durable; all acknowledged before stays."""
-        if self._database.in_transaction:
-            self._database.execute("ROLLBACK")
-        row = self._database.execute(
-            "SELECT indexed FROM packs WHERE pack = ?", (self._pack,)
-        ).fetchone()
-        self._end = row[0] if row is not None else len(MAGIC)
+        self._index.rollback()
+        self._end = self._index.packs().get(self._pack, len(MAGIC))
         self._unsynced = 0
-        os.ftruncate(self._file(self._pack), self._end)
+        # Also where cutting the pack fails: what is written next lies over what is dropped.
+        with suppress(OSError):
+            self._disk.truncate(self._file(self._pack), self._end)
         full = isinstance(error, sqlite3.Error) and "full" in str(error)
         if full or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreFull(
@@ -389,47 +389,20 @@ class PackStore:
         raise StoreError(f"cannot write to the store {self._directory}: {error}") from error
 
     def _new_pack(self) -> None:
-        self._pack += 1
-        file = os.open(self._pack_path(self._pack), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._files[self._pack] = file
-        write_all(file, MAGIC, 0)
-        os.fsync(file)
-        directory = os.open(self._directory / "packs", os.O_RDONLY | os.O_CLOEXEC)
+        """The next one, empty. The old one stays in use where this fails."""
+        number = self._pack + 1
+        file = self._disk.create(self._pack_path(number))
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        self._end = len(MAGIC)
-        self._set_indexed(self._pack, self._end)
-
-    def _set_indexed(self, pack: int, end: int) -> None:
-        self._database.execute("INSERT OR REPLACE INTO packs VALUES (?, ?)", (pack, end))
-
-    def _index_block(self, name: BlockId, pack: int, at: int, encoded: Encoded) -> None:
-        self._database.execute(
-            "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
-            (name, pack, at, len(encoded.payload), encoded.length, int(encoded.codec)),
-        )
-
-    def _index_manifest(self, name: ManifestId, pack: int, at: int, stored: int) -> None:
-        self._database.execute(
-            "INSERT OR IGNORE INTO manifests VALUES (?, ?, ?, ?, 0)", (name, pack, at, stored)
-        )
-
-    def _index_verified(self, name: ManifestId) -> None:
-        self._database.execute("UPDATE manifests SET verified = 1 WHERE id = ?", (name,))
-
-    def _index_record(self, record: PathRecord, encoded: bytes) -> None:
-        self._database.execute(
-            "INSERT OR REPLACE INTO paths VALUES (?, ?, ?)",
-            (store_hash(record.store_path), record.store_path, encoded),
-        )
-
-    def _manifest_row(self, wanted: ManifestId) -> tuple[int, int, int, int] | None:
-        row: tuple[int, int, int, int] | None = self._database.execute(
-            "SELECT pack, at, stored, verified FROM manifests WHERE id = ?", (wanted,)
-        ).fetchone()
-        return row
+            self._disk.truncate(file, 0)
+            self._disk.write(file, MAGIC, 0)
+            self._disk.sync(file)
+            self._disk.sync_directory(self._directory / "packs")
+            self._index.set_indexed(number, len(MAGIC))
+        except (OSError, sqlite3.Error):
+            os.close(file)
+            raise
+        self._files[number] = file
+        self._pack, self._end = number, len(MAGIC)
 
     # -- files -------------------------------------------------------------------------------
 
@@ -446,17 +419,30 @@ class PackStore:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
-        if hasattr(self, "_database"):
-            self._database.close()
+        if hasattr(self, "_index"):
+            self._index.close()
         if self._lock_file >= 0:
             os.close(self._lock_file)
             self._lock_file = -1
 
 
-def write_all(file: int, data: bytes, at: int) -> None:
-    """pwrite until all is written. Raises OSError; tests replace it to fail on purpose."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, at)
-        view = view[written:]
-        at += written
+def _runs(
+    ids: Sequence[BlockId], places: dict[bytes, Place]
+) -> Iterator[list[tuple[BlockId, Place]]]:
+    """Neighbours in one pack, in order, up to RUN_BYTES_MAX. Raises BlockMissing."""
+    run: list[tuple[BlockId, Place]] = []
+    for wanted in ids:
+        place = places.get(wanted)
+        if place is None:
+            raise BlockMissing(wanted)
+        if run:
+            first, last = run[0][1], run[-1][1]
+            near = (
+                place.pack == last.pack and 0 <= place.at - last.at - last.stored <= GAP_BYTES_MAX
+            )
+            if not near or place.at + place.stored - first.at > RUN_BYTES_MAX:
+                yield run
+                run = []
+        run.append((wanted, place))
+    if run:
+        yield run

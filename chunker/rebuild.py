@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from .block import Block
-from .digest import nix32_encode
+from .digest import Bytes, nix32_encode
 from .errors import ManifestError, NarMismatch
 from .manifest import Manifest
 from .references import needles_digest, restore
@@ -21,7 +21,7 @@ def check_needles(manifest: Manifest, needles: Sequence[bytes]) -> None:
         raise ManifestError("the manifest names a reference that the record does not have")
 
 
-def piece(manifest: Manifest, needles: Sequence[bytes], index: int, block: Block) -> bytes:
+def piece(manifest: Manifest, needles: Sequence[bytes], index: int, block: Block) -> Bytes:
     """The bytes of the NAR for which `block` (verified) stands at `index` of the manifest."""
     return restore(block.data, manifest.offsets[index], manifest.rewrites, needles)
 
@@ -32,7 +32,7 @@ def rebuild(
     store: BlockStore,
     start: int = 0,
     end: int | None = None,
-) -> Iterator[bytes]:
+) -> Iterator[Bytes]:
     """Bytes start..end of the NAR. Raises ManifestError, BlockMissing or BlockCorrupt."""
     check_needles(manifest, needles)
     stop = manifest.nar_size if end is None else end

@@ -8,14 +8,14 @@ bytes, so offsets do not move; the rewrites (offset, needle) make it lossless.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ahocorasick_rs
 import blake3
 
-from .digest import STORE_HASH_CHARS
+from .digest import STORE_HASH_CHARS, Bytes
 
 NEEDLE_BYTES = STORE_HASH_CHARS
 ZEROS = bytes(NEEDLE_BYTES)
@@ -102,19 +102,25 @@ class Normaliser:
         return out[:upto]
 
 
-def restore(data: bytes, offset: int, rewrites: Rewrites, needles: Sequence[bytes]) -> bytes:
+def restore(data: Bytes, offset: int, rewrites: Rewrites, needles: Sequence[bytes]) -> Bytes:
     """The piece of the NAR at `offset` with its hashes back; they may straddle its borders."""
-    end = offset + len(data)
-    at = bisect_right(rewrites.offsets, offset - NEEDLE_BYTES)
-    if at == len(rewrites) or rewrites.offsets[at] >= end:
+    first = bisect_right(rewrites.offsets, offset - NEEDLE_BYTES)
+    last = bisect_left(rewrites.offsets, offset + len(data), first)
+    if first == last:
         return data
-    out = bytearray(data)
-    while at < len(rewrites) and (start := rewrites.offsets[at]) < end:
-        needle = needles[rewrites.indexes[at]]
-        low, high = max(start, offset), min(start + NEEDLE_BYTES, end)
-        out[low - offset : high - offset] = needle[low - start : high - start]
-        at += 1
-    return bytes(out)
+    # Joined from slices: one copy of the block, whatever the number of rewrites.
+    pieces: list[Bytes] = []
+    view, done = memoryview(data), 0
+    starts, names = rewrites.offsets[first:last], rewrites.indexes[first:last]
+    for start, name in zip(starts, names, strict=True):
+        at = start - offset
+        needle = needles[name]
+        if at < 0:
+            needle, at = needle[-at:], 0
+        pieces += (view[done:at], needle)
+        done = at + len(needle)
+    pieces.append(view[done:])
+    return b"".join(pieces)[: len(data)]
 
 
 def write_varint(out: bytearray, number: int) -> None:

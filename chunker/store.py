@@ -6,7 +6,7 @@ returned for survives a crash; what was put is readable at once; only verified v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from .block import Block, Codec, Encoded, encode, verify
@@ -28,6 +28,10 @@ class BlockStore(Protocol):
 
     def get(self, wanted: BlockId) -> Block:
         """Decoded and verified. Raises BlockMissing, or BlockCorrupt (and forgets the block)."""
+        ...
+
+    def get_many(self, ids: Sequence[BlockId]) -> list[Block]:
+        """`get` of each, with few reads: use the blocks soon, they may share one buffer."""
         ...
 
     def put(self, blocks: Iterable[Block]) -> None:
@@ -87,6 +91,9 @@ class MemoryStore:
         except BlockCorrupt:
             self.forget(wanted)
             raise
+
+    def get_many(self, ids: Sequence[BlockId]) -> list[Block]:
+        return [self.get(wanted) for wanted in ids]
 
     def put(self, blocks: Iterable[Block]) -> None:
         for block in blocks:

@@ -26,9 +26,9 @@ from dataclasses import replace
 
 import trio
 
-from chunker.digest import ManifestId, NarHash
+from chunker.digest import Bytes, ManifestId, NarHash
 from chunker.errors import BlockCorrupt, BlockMissing
-from chunker.manifest import Manifest, decode_manifest
+from chunker.manifest import Manifest
 from chunker.rebuild import piece
 from chunker.record import PathRecord
 from chunker.store import BlockStore
@@ -55,7 +55,7 @@ BATCH_BYTES = 1024 * 1024
 BEGUN_MAX = 100_000
 WRONGS_MAX = 10_000
 
-Body = Callable[[int, int], AsyncIterator[bytes]]
+Body = Callable[[int, int], AsyncIterator[Bytes]]
 """body(start, end) yields exactly end - start bytes of the NAR."""
 
 
@@ -125,11 +125,8 @@ class Deliveries:
     def _complete(self, record: PathRecord) -> Manifest | None:
         if not self._store.is_verified(record.manifest):
             return None
-        encoded = self._store.manifest(record.manifest)
-        if encoded is None:
-            return None
-        manifest = decode_manifest(encoded)
-        return manifest if all(self._store.has(manifest.blocks)) else None
+        manifest = self._swarm.load_manifest(record.manifest)
+        return manifest if manifest and all(self._store.has(manifest.blocks)) else None
 
     async def _from_peers(self, record: PathRecord) -> Fetch | None:
         public = is_signed(record, self._publish_keys)
@@ -184,7 +181,7 @@ class _StoredBody:
         self._record = record
         self._manifest = manifest
 
-    async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
+    async def __call__(self, start: int, end: int) -> AsyncIterator[Bytes]:
         """Blocks are read in batches, for a hop into a thread costs as much as a block."""
         for batch in self._batches(start, end):
             data = await trio.to_thread.run_sync(self._read, batch)
@@ -208,9 +205,10 @@ class _StoredBody:
     def _read(self, batch: range) -> bytes:
         manifest, needles = self._manifest, self._record.needles
         try:
+            blocks = self._store.get_many(manifest.blocks[batch.start : batch.stop])
             return b"".join(
-                piece(manifest, needles, index, self._store.get(manifest.blocks[index]))
-                for index in batch
+                piece(manifest, needles, index, block)
+                for index, block in zip(batch, blocks, strict=True)
             )
         except (BlockMissing, BlockCorrupt) as error:
             raise BodyBroken(str(error)) from error
@@ -220,9 +218,9 @@ async def _checked(
     record: PathRecord,
     start: int,
     end: int,
-    read: Callable[[int, int], Awaitable[bytes]],
+    read: Callable[[int, int], Awaitable[Bytes]],
     wrong: Callable[[], None],
-) -> AsyncGenerator[bytes, None]:
+) -> AsyncGenerator[Bytes, None]:
     """Bytes start..end of what `read(index, offset)` gives. All blocks pass, also for a range, as
     the SHA-256 must see them; the last one only when it matched."""
     digest, offset, index = hashlib.sha256(), 0, 0
@@ -244,7 +242,7 @@ class _FilledBody:
         self._deliveries = deliveries
         self._filling = filling
 
-    async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
+    async def __call__(self, start: int, end: int) -> AsyncIterator[Bytes]:
         record = self._filling.record
         async with aclosing(_checked(record, start, end, self._read, self._wrong)) as pieces:
             async for data in pieces:
@@ -253,7 +251,7 @@ class _FilledBody:
     def _wrong(self) -> None:
         self._deliveries.found_wrong(self._filling.record)
 
-    async def _read(self, index: int, offset: int) -> bytes:
+    async def _read(self, index: int, offset: int) -> Bytes:
         try:
             return await self._filling.piece(index, offset)
         except (UpstreamError, BlockMissing, BlockCorrupt) as error:
@@ -266,7 +264,7 @@ class _FetchedBody:
         self._fetch = fetch
         self._filling: Filling | None = None
 
-    async def __call__(self, start: int, end: int) -> AsyncIterator[bytes]:
+    async def __call__(self, start: int, end: int) -> AsyncIterator[Bytes]:
         fetch = self._fetch
         fetch.readers += 1
         last = False
@@ -289,7 +287,7 @@ class _FetchedBody:
         self._fetch.blame()
         self._deliveries.found_wrong(self._fetch.record)
 
-    async def _read(self, index: int, offset: int) -> bytes:
+    async def _read(self, index: int, offset: int) -> Bytes:
         fetch = self._fetch
         if self._filling is None:
             try:
@@ -302,7 +300,7 @@ class _FetchedBody:
                 log.warning("%s; going on with an upstream", error)
         return await self._rescued(self._filling, index, offset)
 
-    async def _rescued(self, filling: Filling, index: int, offset: int) -> bytes:
+    async def _rescued(self, filling: Filling, index: int, offset: int) -> Bytes:
         """The peers are gone: the same block behind an upstream's download."""
         try:
             if await filling.block(index) != self._fetch.manifest.blocks[index]:

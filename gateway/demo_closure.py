@@ -226,11 +226,12 @@ def _binary(path: DemoPath, part: str, size: int) -> Iterator[bytes]:
 
 
 def _text(path: DemoPath, size: int) -> Iterator[bytes]:
+    """Documentation: a store path in one line of sixteen."""
+    seen = path.references or ("nothing",)
     lines = [
-        f"{path.name} line {number}: {_digest(f'{path.seed} {number}', 12).hex()} "
-        f"see {to}/share/doc\n".encode()
-        for number in range(64)
-        for to in path.references[:2] or ("nothing",)
+        f"{path.name} line {number}: {_digest(f'{path.seed} {number}', 12).hex()} see "
+        f"{seen[number % len(seen)] if number % 16 == 0 else 'above'}/share/doc\n".encode()
+        for number in range(128)
     ]
     page = b"".join(lines)
     while size > 0:

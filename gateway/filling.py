@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from chunker.digest import BlockId, ManifestId
+from chunker.digest import BlockId, Bytes, ManifestId
 from chunker.errors import ChunkerError
 from chunker.ingest import Ingest
 from chunker.record import PathRecord
@@ -75,12 +75,12 @@ class Filling:
             await self._change.wait()
         return self._ingest.blocks[index]
 
-    async def piece(self, index: int, offset: int) -> bytes:
+    async def piece(self, index: int, offset: int) -> Bytes:
         """The bytes of the NAR that block `index`, which begins at `offset`, stands for."""
         wanted = await self.block(index)
         rewrites = self._ingest.rewrites
 
-        def read() -> bytes:
+        def read() -> Bytes:
             return restore(self._store.get(wanted).data, offset, rewrites, self.record.needles)
 
         return await trio.to_thread.run_sync(read)

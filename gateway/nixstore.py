@@ -141,22 +141,23 @@ class NixStore:
         assert is_store_path(store_path)
         return self._real_store / store_path[len(STORE_DIRECTORY) + 1 :]
 
-    def resolve(self, text: str) -> str:
-        """The store path that `text` means: one, something below one, or a link such as ./result
-        that leads to one. Raises UsageError. Whether it is valid, `info` tells."""
-        stores = {STORE_DIRECTORY, str(self._real_store), os.path.realpath(self._real_store)}
-        path = os.path.abspath(text)
-        for _ in range(SYMLINKS_MAX):
-            for store in stores:
-                if path.startswith(f"{store}/"):
-                    name = path[len(store) + 1 :].split("/", 1)[0]
-                    return _checked(f"{STORE_DIRECTORY}/{name}", text)
-            link = _first_link(path)
-            if link is None:
-                break
-            rest = path[len(link) :].lstrip("/")
-            path = os.path.abspath(os.path.join(os.path.dirname(link), os.readlink(link), rest))
-        raise UsageError(f"{text} is neither a store path nor a link to one")
+
+def resolve(text: str, real_store: Path = REAL_STORE) -> str:
+    """The store path that `text` means: one, something below one, or a link such as ./result
+    that leads to one. Raises UsageError. Whether it is valid, `NixStore.info` tells."""
+    stores = {STORE_DIRECTORY, str(real_store), os.path.realpath(real_store)}
+    path = os.path.abspath(text)
+    for _ in range(SYMLINKS_MAX):
+        for store in stores:
+            if path.startswith(f"{store}/"):
+                name = path[len(store) + 1 :].split("/", 1)[0]
+                return _checked(f"{STORE_DIRECTORY}/{name}", text)
+        link = _first_link(path)
+        if link is None:
+            break
+        rest = path[len(link) :].lstrip("/")
+        path = os.path.abspath(os.path.join(os.path.dirname(link), os.readlink(link), rest))
+    raise UsageError(f"{text} is neither a store path nor a link to one")
 
 
 def references_first(infos: Mapping[str, PathInfo], roots: Iterable[str]) -> list[PathInfo]:

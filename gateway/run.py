@@ -21,7 +21,7 @@ from peer.errors import CannotListen
 from .app import Node, node, serve_http
 from .config import Config
 from .errors import ConfigError, GatewayError, UsageError
-from .nixstore import NixStore, PathInfo
+from .nixstore import NixStore, PathInfo, resolve
 from .seeding import Progress, seed_cache, seed_store
 from .signing import KeyRing, PublicKey, SecretKey, read_secret_key
 from .terminal import megabytes
@@ -143,9 +143,9 @@ def _fill_from_store(
     sign_key: SecretKey | None,
     publish: KeyRing,
 ) -> None:
+    roots = [resolve(path) for path in paths]
     nix = NixStore.open()
     try:
-        roots = [nix.resolve(path) for path in paths]
         infos = nix.closure(roots) if options.closure else [_info(nix, root) for root in roots]
         shown: Iterable[Progress] = seed_store(
             running.store,

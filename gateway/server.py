@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ HEADERS_MAX = 100
 TARGET_BYTES_MAX = 4096
 PIPELINED_REQUESTS_MAX = 64
 RECEIVE_BYTES = 64 * 1024
+UNSENT_BYTES = 1024 * 1024
 IDLE_SECONDS_MAX = 120.0
 HEAD_SECONDS_MAX = 20.0
 SEND_SECONDS_MAX = 300.0
@@ -58,7 +60,7 @@ class Response:
 
     status: int
     headers: tuple[tuple[str, str], ...]
-    body: bytes | AsyncIterator[bytes]
+    body: bytes | AsyncIterator[bytes | memoryview]
     length: int
 
 
@@ -192,6 +194,7 @@ class _Connection:
     def __init__(self, stream: trio.SocketStream, server: _Server) -> None:
         self._stream = stream
         self._server = server
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._parsing = _Parsing()
         self._parsing.parser = httptools.HttpRequestParser(self._parsing)
 
@@ -272,12 +275,12 @@ class _Connection:
             log.exception("answering %s %s failed", request.method, request.target)
             return _short(404, "failed")
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes | memoryview) -> None:
         with trio.fail_after(SEND_SECONDS_MAX):
             await self._stream.send_all(data)
 
 
-def _closing(body: AsyncIterator[bytes]) -> aclosing[Any]:
+def _closing(body: AsyncIterator[Any]) -> aclosing[Any]:
     return aclosing(body)
 
 

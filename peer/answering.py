@@ -11,7 +11,7 @@ from typing import Protocol
 
 import trio
 
-from chunker.digest import ManifestId
+from chunker.digest import Bytes, ManifestId
 from chunker.errors import BlockCorrupt, BlockMissing
 from chunker.manifest import Manifest
 from chunker.record import PathRecord, encode_record
@@ -160,7 +160,7 @@ class Answering:
     async def _say(self, message: Message) -> None:
         await self._send(encode(message))
 
-    async def _send(self, *parts: bytes) -> None:
+    async def _send(self, *parts: Bytes) -> None:
         """One message; others may come between two."""
         async with self._writing:
             with trio.fail_after(SEND_SECONDS_MAX):
@@ -238,7 +238,7 @@ class Answering:
             for answer in answers:
                 await self._send(*answer)
 
-    def _read_all(self, due: Sequence[Due]) -> tuple[int, int, list[tuple[bytes, bytes]]]:
+    def _read_all(self, due: Sequence[Due]) -> tuple[int, int, list[tuple[bytes, Bytes]]]:
         """(blocks, their payload in bytes, the answers as frames)."""
         answers = [self._read(one) for one in due]
         sizes = [len(answer.encoded.payload) for answer in answers if isinstance(answer, Sent)]

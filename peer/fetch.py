@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from chunker.block import Block
-from chunker.digest import ManifestId
+from chunker.digest import Bytes, ManifestId
 from chunker.errors import BlockCorrupt, BlockMissing, NarMismatch
 from chunker.manifest import Manifest
 from chunker.rebuild import check_nar, piece
@@ -205,7 +205,7 @@ class Fetch:
         self.fail("its download was ended")
         await self._swarm.end(self)
 
-    def plain(self, index: int, block: Block) -> bytes:
+    def plain(self, index: int, block: Block) -> Bytes:
         """The bytes of the NAR that block `index` stands for, store hashes restored."""
         return piece(self.manifest, self.record.needles, index, block)
 

@@ -28,6 +28,8 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux as StockYamux
 
+from chunker.digest import Bytes
+
 from .errors import CannotListen, SessionClosed, Unreachable
 from .identity import Address, Identity, PeerId
 from .sessions import FastMuxers, FastStream
@@ -149,7 +151,7 @@ class _Stream:
         self._fast: FastStream | None = muxed if type(muxed) is FastStream else None
         self.peer = PeerId(str(stream.muxed_conn.peer_id))
 
-    async def receive_some(self, bytes_max: int) -> bytes | memoryview:
+    async def receive_some(self, bytes_max: int) -> Bytes:
         try:
             if self._fast is not None:
                 return await self._fast.receive(bytes_max)
@@ -160,13 +162,13 @@ class _Stream:
         except Exception as error:
             raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: Bytes) -> None:
         try:
             if self._fast is not None:
                 await self._fast.write(data)
                 return
             for at in range(0, len(data), WRITE_BYTES):
-                await self._stream.write(data[at : at + WRITE_BYTES])
+                await self._stream.write(bytes(data[at : at + WRITE_BYTES]))
         except Exception as error:
             raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
 

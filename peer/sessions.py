@@ -320,7 +320,7 @@ class FastStream(IMuxedStream):
         self.muxed_conn.wake_sender()
         return data
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Returns once all of it waits for the socket; a slow reader makes it wait, for as long as
         the connection lives."""
         connection, stream = self.muxed_conn, self._stream

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +20,7 @@ import trio
 from chunker.digest import ManifestId
 from chunker.errors import ManifestError, StoreError
 from chunker.manifest import Manifest, decode_manifest
+from chunker.manifests import Manifests
 from chunker.record import PathRecord
 from chunker.references import needles_digest
 from chunker.store import BlockStore
@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 REDIAL_SECONDS_MIN = 0.5
 REDIAL_SECONDS_MAX = 30.0
-MANIFESTS_HELD_MAX = 64
 BLAMES_MAX = 10_000
 SESSIONS_PER_PEER_MAX = 4
 """One is enough; an old one may still be dying when the next comes."""
@@ -115,7 +114,7 @@ class Swarm(Library):
         self._exchange = Exchange()
         self._asking: dict[PeerId, Asking] = {}
         self._answering: set[Answering] = set()
-        self._manifests: OrderedDict[ManifestId, Manifest] = OrderedDict()
+        self._manifests = Manifests(store)
         self._blamed: set[tuple[PeerId, ManifestId]] = set()
         self._opening: set[PeerId] = set()
         self._pull_through = PullThrough(self)
@@ -278,16 +277,7 @@ class Swarm(Library):
     # -- Library -----------------------------------------------------------------------------
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | None:
-        manifest = self._manifests.get(wanted)
-        if manifest is None:
-            encoded = self.store.manifest(wanted)
-            if encoded is None:
-                return None
-            manifest = decode_manifest(encoded)
-            self._manifests[wanted] = manifest
-            while len(self._manifests) > MANIFESTS_HELD_MAX:
-                self._manifests.popitem(last=False)
-        return manifest
+        return self._manifests.load(wanted)
 
     def is_filling(self, wanted: ManifestId) -> bool:
         fetch = self.fetches.get(wanted)

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import trio
 
+from chunker.digest import Bytes
+
 from .errors import SessionClosed, Unreachable
 from .identity import Address, PeerId
 
@@ -23,11 +25,11 @@ MEMORY_BUFFER_BYTES = 256 * 1024
 class Stream(Protocol):
     peer: PeerId
 
-    async def receive_some(self, bytes_max: int) -> bytes | memoryview:
+    async def receive_some(self, bytes_max: int) -> Bytes:
         """Empty at the end. Raises SessionClosed if the stream broke."""
         ...
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: Bytes) -> None:
         """One writer at a time. Raises SessionClosed."""
         ...
 
@@ -99,7 +101,7 @@ class MemoryStream:
         self._wake()
         return data
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: Bytes) -> None:
         await trio.lowlevel.checkpoint()
         other = self.other
         assert other is not None

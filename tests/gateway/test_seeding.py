@@ -16,7 +16,14 @@ from chunker.rebuild import rebuild
 from chunker.record import PathRecord
 from chunker.store import BlockStore, MemoryStore
 from gateway.errors import StoreProblem, UpstreamError, UsageError
-from gateway.nixstore import NixStore, PathInfo, parse_nar_hash, parse_path_infos, references_first
+from gateway.nixstore import (
+    NixStore,
+    PathInfo,
+    parse_nar_hash,
+    parse_path_infos,
+    references_first,
+    resolve,
+)
 from gateway.offer import is_signed, policy
 from gateway.seeding import offered, record_of, seed_cache, seed_store
 from gateway.signing import KeyRing, SecretKey, read_secret_key
@@ -39,7 +46,7 @@ def test_a_closure_out_of_a_real_store(closure: Closure, tmp_path: Path) -> None
     store = PackStore.open(tmp_path)
     key = read_secret_key(closure.secret)
     with NixStore.open() as nix:
-        infos = nix.closure([nix.resolve(str(closure.nix.top / "result"))])
+        infos = nix.closure([resolve(str(closure.nix.top / "result"))])
         assert {info.store_path for info in infos} == set(closure.infos)
         places = {info.store_path: n for n, info in enumerate(infos)}
         assert all(
@@ -80,15 +87,15 @@ def test_a_path_changed_behind_nix_is_not_offered(closure: Closure, tmp_path: Pa
 def test_what_is_no_store_path(closure: Closure, tmp_path: Path) -> None:
     with NixStore.open() as nix:
         inside = os.path.join(closure.root, "inputs")
-        assert nix.resolve(inside) == closure.root
+        assert resolve(inside) == closure.root
         link = tmp_path / "link"
         link.symlink_to(closure.nix.top / "result")
-        assert nix.resolve(str(link)) == closure.root
+        assert resolve(str(link)) == closure.root
         with pytest.raises(UsageError, match="neither a store path"):
-            nix.resolve(str(tmp_path))
+            resolve(str(tmp_path))
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         with pytest.raises(UsageError):
-            nix.resolve(str(tmp_path / "loop"))
+            resolve(str(tmp_path / "loop"))
         absent = f"/nix/store/{'0' * 32}-absent"
         assert nix.info(absent) is None
         with pytest.raises(StoreProblem, match="not valid"):

@@ -15,7 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FUNCTION_LINES_MAX = 50
 FILE_LINES_MAX = 400
 # Files and functions above the limits. This list may only shrink.
-LONG_FILES = {"chunker/packs.py": 462, "peer/swarm.py": 524}
+LONG_FILES = {"chunker/packs.py": 448, "peer/swarm.py": 514}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 MAY_IMPORT = {
@@ -29,15 +29,16 @@ VENDORS = {
     "zeroconf": {"peer/lan.py"},
     "pyfastcdc": {"chunker/cut.py"},
     "ahocorasick_rs": {"chunker/references.py"},
-    "sqlite3": {"chunker/packs.py", "gateway/nixstore.py"},
+    "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
     "httptools": {"gateway/server.py"},
     "pycurl": {"gateway/upstream.py"},
     "rich": {"gateway/terminal.py"},
     "nacl": {"gateway/signing.py", "peer/identity.py"},
 }
+STORES = ("packs", "pack_index", "disk", "manifests")
 # Machines: no I/O, no trio, no clock, no chance of their own.
 MACHINES = (
-    [path for path in SOURCES if path.parent.name == "chunker" and path.stem != "packs"]
+    [path for path in SOURCES if path.parent.name == "chunker" and path.stem not in STORES]
     + [ROOT / "peer" / f"{name}.py" for name in
        ("exchange", "serving", "catalogue", "messages", "wire", "identity",
         "yamux", "noise")]
