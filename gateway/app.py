@@ -28,6 +28,7 @@ from peer.identity import Address, Identity, PeerId, load_or_create, parse_addre
 from peer.swarm import Policies, Swarm
 
 from . import control, nixconf
+from .access import Access, find_access
 from .config import Config
 from .errors import ConfigError, StoreProblem
 from .offer import is_signed, policy
@@ -133,12 +134,14 @@ async def serve_http(
     running: Node, stopping: trio.Event, listening: Callable[[Node], Awaitable[None]]
 ) -> None:
     """The gateway's HTTP side, until `stopping`; current answers are finished first."""
+    from .breaker import Guarded
     from .server import serve
     from .substituter import Substituter
     from .upstream import open_cache
 
     config = running.config
-    upstreams = tuple(open_cache(url) for url in config.upstreams)
+    access = upstream_access(config)
+    upstreams = tuple(Guarded(open_cache(url, access)) for url in config.upstreams)
     substituter = Substituter(
         running.store,
         running.swarm,
@@ -169,9 +172,24 @@ def trusted_keys(config: Config) -> KeyRing:
     """From the configuration and, unless switched off, from the machine's nix.conf."""
     texts = list(config.trusted_public_keys)
     if config.use_nix_conf:
-        paths = [path.expanduser() for path in NIX_CONF]
-        texts += nixconf.read(paths).trusted_public_keys
+        texts += _nix_settings().trusted_public_keys
     return _ring(tuple(dict.fromkeys(texts)))
+
+
+def upstream_access(config: Config) -> Access:
+    """How this machine reaches binary caches. Raises ConfigError."""
+    nix = _nix_settings() if config.use_nix_conf else nixconf.NixSettings()
+    return find_access(
+        netrc=config.netrc_file,
+        tls_roots=config.tls_roots,
+        tokens=config.tokens_file,
+        nix_netrc=nix.netrc_file,
+        nix_tls_roots=nix.ssl_cert_file,
+    )
+
+
+def _nix_settings() -> nixconf.NixSettings:
+    return nixconf.read([path.expanduser() for path in NIX_CONF])
 
 
 def _ring(texts: tuple[str, ...]) -> KeyRing:

@@ -106,6 +106,9 @@ def _add_node(
     add("--lan", choices=["off", "open"], help="open: also talk to strangers on this network")
     add("--no-nix-conf", action="store_false", dest="use_nix_conf", default=None,
         help="do not take keys from nix.conf")  # fmt: skip
+    add("--netrc-file", metavar="FILE", help="passwords for caches, besides /etc/nix/netrc")
+    add("--tokens-file", metavar="FILE", help="bearer tokens for caches: lines of HOST TOKEN")
+    add("--tls-roots", metavar="FILE", help="certificate authorities, instead of the machine's")
     add("--block-codec", choices=["zstd", "raw"], help="how blocks are kept (zstd)")
     if name == "gateway":
         add("--http-host", metavar="HOST", help="loopback unless you know why")
@@ -184,6 +187,7 @@ def _text(path: Path | None) -> str | None:
 _NODE_FIELDS = (
     "listen", "peers", "seeds", "trusted_public_keys", "publish_keys", "lan", "use_nix_conf",
     "block_codec", "http_host", "http_port", "priority", "upstreams",
+    "netrc_file", "tokens_file", "tls_roots",
 )  # fmt: skip
 
 

@@ -64,6 +64,12 @@ class Config:
     """Addresses of seeds that this process fetches from."""
     upstreams: tuple[str, ...] = ()
     """URLs of ordinary binary caches."""
+    netrc_file: Path | None = None
+    """Passwords for upstreams, besides the usual places (see gateway.access)."""
+    tokens_file: Path | None = None
+    """Bearer tokens for upstreams: lines of `HOST[:PORT] TOKEN`."""
+    tls_roots: Path | None = None
+    """PEM file of the certificate authorities that count, instead of the machine's."""
     lan: Lan = "off"
     use_nix_conf: bool = True
     """Whether the trusted-public-keys of nix.conf count as well."""
@@ -247,6 +253,9 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "peers": _texts,
     "seeds": _texts,
     "upstreams": _urls,
+    "netrc_file": _path,
+    "tokens_file": _path,
+    "tls_roots": _path,
     "lan": _choice("off", "open"),
     "use_nix_conf": _flag,
     "block_codec": _choice("zstd", "raw"),

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
+import brotli
 import zstandard
 
 from .errors import UpstreamError
@@ -18,6 +19,11 @@ from .errors import UpstreamError
 PIECE_BYTES = 1024 * 1024
 XZ_MEMORY_BYTES_MAX = 256 * 1024 * 1024
 ZSTD_WINDOW_BYTES_MAX = 1 << 27
+
+
+_ERRORS = (
+    OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError, brotli.error,
+)  # fmt: skip
 
 
 class _Codec(Protocol):
@@ -94,6 +100,24 @@ class _Zstd:
         yield bytes(out)
 
 
+class _Brotli:
+    """Its window is at most 16 MiB (RFC 7932; "large window" streams are refused)."""
+
+    def __init__(self) -> None:
+        self._codec = brotli.Decompressor()
+
+    @property
+    def at_end(self) -> bool:
+        return bool(self._codec.is_finished())
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        if self._codec.is_finished():
+            raise UpstreamError("bytes after the end of the compressed NAR")
+        yield self._codec.process(data, output_buffer_limit=PIECE_BYTES)
+        while not self._codec.can_accept_more_data():
+            yield self._codec.process(b"", output_buffer_limit=PIECE_BYTES)
+
+
 class Decoder:
     """feed compressed bytes, get plain pieces. Raises UpstreamError."""
 
@@ -109,7 +133,7 @@ class Decoder:
                     raise UpstreamError("the NAR is longer than its signed NarSize")
                 if piece:
                     yield piece
-        except (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        except _ERRORS as error:
             raise UpstreamError(f"the compressed NAR is damaged: {error}") from error
 
     def finish(self) -> None:
@@ -130,6 +154,8 @@ def make_decoder(compression: str, output_bytes_max: int) -> Decoder:
         codec = _Gzip()
     elif compression == "zstd":
         codec = _Zstd()
+    elif compression == "br":
+        codec = _Brotli()
     else:
         raise UpstreamError(f"the compression {compression!r:.40} is not known here")
     return Decoder(codec, output_bytes_max)

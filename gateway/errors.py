@@ -43,3 +43,7 @@ class NotTrusted(GatewayError):
 
 class UpstreamError(GatewayError):
     """An upstream failed, or answered nonsense: that says nothing about the path."""
+
+
+class UpstreamResting(UpstreamError):
+    """An upstream is not asked, because it failed lately."""

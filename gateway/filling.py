@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 import trio
 
 from chunker.digest import BlockId, Bytes, ManifestId
-from chunker.errors import ChunkerError
+from chunker.errors import ChunkerError, StoreError
 from chunker.ingest import Ingest
 from chunker.record import PathRecord
 from chunker.references import restore
 from chunker.store import BlockStore
 
-from .errors import UpstreamError
+from .errors import UpstreamError, UpstreamResting
 from .upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ class Filling:
                     if await self._fill_from(upstream):
                         completed(self)
                         return
+                except UpstreamResting as error:
+                    log.debug("%s", error)
+                except StoreError as error:
+                    log.error("%s is not stored: %s", self.record.store_path, error)
+                    return
                 except (UpstreamError, ChunkerError) as error:
                     log.warning("%s failed on %s: %s", upstream.url, self.record.store_path, error)
         finally:
@@ -97,7 +102,7 @@ class Filling:
                 await trio.to_thread.run_sync(ingest.feed, data)
                 self._ingest, self._started = ingest, True
                 self._changed()
-        await trio.to_thread.run_sync(self._finish, ingest)
+            await trio.to_thread.run_sync(self._finish, ingest)
         self._ingest, self._started = ingest, True
         return True
 

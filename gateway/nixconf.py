@@ -22,6 +22,8 @@ DEFAULT_KEYS = ("cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
 class NixSettings:
     trusted_public_keys: tuple[str, ...] = ()
     substituters: tuple[str, ...] = ()
+    netrc_file: str = ""
+    ssl_cert_file: str = ""
 
 
 def read(paths: Sequence[Path]) -> NixSettings:
@@ -32,7 +34,10 @@ def read(paths: Sequence[Path]) -> NixSettings:
         if path.is_file():
             _read(path, values, 0)
     return NixSettings(
-        tuple(values.get("trusted-public-keys", ())), tuple(values.get("substituters", ()))
+        tuple(values.get("trusted-public-keys", ())),
+        tuple(values.get("substituters", ())),
+        " ".join(values.get("netrc-file", ())),
+        " ".join(values.get("ssl-cert-file", ())),
     )
 
 

@@ -18,13 +18,14 @@ from chunker.errors import ChunkerError
 from chunker.record import store_hash
 from peer.errors import CannotListen
 
-from .app import Node, node, serve_http
+from .app import Node, node, serve_http, upstream_access
 from .config import Config
 from .errors import ConfigError, GatewayError, UsageError
 from .nixstore import NixStore, PathInfo, resolve
 from .seeding import Progress, seed_cache, seed_store
 from .signing import KeyRing, PublicKey, SecretKey, read_secret_key
 from .terminal import megabytes
+from .upstream import open_cache
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,10 @@ async def _fill(running: Node, options: argparse.Namespace, sign_key: SecretKey 
     publish = KeyRing(tuple(PublicKey.parse(text) for text in running.config.publish_keys))
     if paths and not caches:
         await trio.to_thread.run_sync(_fill_from_store, running, paths, options, sign_key, publish)
+    access = upstream_access(running.config)
     for url in caches:
-        shown = seed_cache(running.store, url, paths, closure=options.closure, sign_key=sign_key)
+        cache = open_cache(url, access)
+        shown = seed_cache(running.store, cache, paths, closure=options.closure, sign_key=sign_key)
         async for progress in shown:
             _done(running, progress)
 

@@ -26,7 +26,7 @@ from .narinfo import Narinfo, fingerprint
 from .nixstore import NixStore, PathInfo
 from .offer import is_signed
 from .signing import KeyRing, SecretKey
-from .upstream import Upstream, open_cache, roots_of
+from .upstream import Upstream, roots_of
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def seed_store(
 
 async def seed_cache(
     store: BlockStore,
-    url: str,
+    cache: Upstream,
     paths: Sequence[str] = (),
     *,
     closure: bool = False,
@@ -119,8 +119,7 @@ async def seed_cache(
 ) -> AsyncIterator[Progress]:
     """`paths`: full store paths to take, with all they refer to if `closure`; none: everything
     there is (only a file:// cache can be listed). Raises UpstreamError or a ChunkerError."""
-    cache = open_cache(url)
-    infos = await _wanted(cache, url, paths, closure)
+    infos = await _wanted(cache, paths, closure)
     done = 0
     for index, info in enumerate(infos, 1):
         record = record_of(info)
@@ -132,10 +131,10 @@ async def seed_cache(
     await trio.to_thread.run_sync(store.flush)
 
 
-async def _wanted(cache: Upstream, url: str, paths: Sequence[str], closure: bool) -> list[Narinfo]:
+async def _wanted(cache: Upstream, paths: Sequence[str], closure: bool) -> list[Narinfo]:
     for path in paths:
         if not is_store_path(path):
-            raise UsageError(f"{path!r} is not a store path, which {url} could have")
+            raise UsageError(f"{path!r} is not a store path, which {cache.url} could have")
     found: dict[str, Narinfo] = {}
     queue = [store_hash(path) for path in paths] or roots_of(cache)
     seen = set(queue)
@@ -143,14 +142,14 @@ async def _wanted(cache: Upstream, url: str, paths: Sequence[str], closure: bool
         wanted = queue.pop()
         info = await cache.narinfo(wanted)
         if info is None:
-            raise UpstreamError(f"{url} does not have {wanted}")
+            raise UpstreamError(f"{cache.url} does not have {wanted}")
         found[info.store_path] = info
         for reference in info.references if closure else ():
             if (name := store_hash(reference)) not in seen:
                 seen.add(name)
                 queue.append(name)
         if len(found) > CLOSURE_PATHS_MAX:
-            raise UpstreamError(f"{url}: a closure of more than {CLOSURE_PATHS_MAX} paths")
+            raise UpstreamError(f"{cache.url}: a closure of more than {CLOSURE_PATHS_MAX} paths")
     return [found[path] for path in sorted(found)]
 
 

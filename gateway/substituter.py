@@ -25,7 +25,7 @@ from chunker.store import BlockStore
 from peer.swarm import Swarm
 
 from .delivery import Deliveries
-from .errors import NotTrusted, UpstreamError
+from .errors import NotTrusted, UpstreamError, UpstreamResting
 from .narinfo import format, parse_nar_url
 from .seeding import record_of
 from .server import Request, Response, Unsatisfiable, parse_range
@@ -154,6 +154,9 @@ class Substituter:
     ) -> None:
         try:
             info = await upstream.narinfo(store_hash)
+        except UpstreamResting as error:
+            log.debug("%s", error)
+            return
         except UpstreamError as error:
             log.warning("%s", error)
             return

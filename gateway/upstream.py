@@ -1,7 +1,8 @@
 """Ordinary binary caches: narinfos and NARs over HTTP(S) or from a directory. Nothing is trusted.
 
 libcurl runs in worker threads; bytes pass into trio with backpressure, decompressed and bounded by
-the NarSize that was signed. A NAR's URL must lie at the cache's own authority: an absolute URL in a
+the NarSize that was signed. What a cache needs (proxy, password, token, roots) is an `Access`'s
+to say. A NAR's URL must lie at the cache's own authority: an absolute URL in a
 narinfo is not signed by anybody. Redirects are followed by hand: at most five, never from https to
 http, never from a public address to a private one.
 
@@ -21,6 +22,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pycurl
 import trio
 
+from .access import Access, proxy_for
 from .decompress import make_decoder
 from .errors import NarinfoError, UpstreamError
 from .narinfo import NARINFO_BYTES_MAX, Narinfo, parse
@@ -38,6 +40,8 @@ READ_BYTES = 1024 * 1024
 PASSED_BYTES_MIN = 256 * 1024
 """A hop from libcurl's thread into trio costs 0.1 ms: pieces are gathered first."""
 CURL_BUFFER_BYTES = 256 * 1024
+THREADS_MAX = 64
+"""Of each cache; a download holds one while it lasts."""
 MISSING = (401, 403, 404, 410)
 
 
@@ -54,13 +58,13 @@ class Upstream(Protocol):
         ...
 
 
-def open_cache(url: str) -> Upstream:
+def open_cache(url: str, access: Access | None = None) -> Upstream:
     """By scheme: file:// or http(s)://. Raises UpstreamError."""
     parts = urlsplit(url)
     if parts.scheme == "file":
         return FileCache(url, Path(unquote(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:
-        return HttpCache(url)
+        return HttpCache(url, access)
     raise UpstreamError(f"{url!r} is not a binary cache: give an http://, https:// or file:// URL")
 
 
@@ -122,9 +126,16 @@ class FileCache:
 class HttpCache:
     """Handles are reused, and with them connections."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, access: Access | None = None) -> None:
+        """`url` may hold a user and password; messages and `self.url` do not."""
+        parts = urlsplit(url.rstrip("/"))
+        self._user = unquote(parts.username or ""), unquote(parts.password or "")
+        self._origin = parts.scheme, parts.netloc.rpartition("@")[2]
+        self.url = parts._replace(netloc=self._origin[1]).geturl()
+        self._access = access or Access()
+        self._told = False
         self._idle: list[Any] = []
+        self._threads = trio.CapacityLimiter(THREADS_MAX)
 
     def close(self) -> None:
         """End the connections that are kept."""
@@ -132,7 +143,8 @@ class HttpCache:
             self._idle.pop().close()
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
-        data = await trio.to_thread.run_sync(self._get_small, f"{self.url}/{store_hash}.narinfo")
+        url = f"{self.url}/{store_hash}.narinfo"
+        data = await trio.to_thread.run_sync(self._get_small, url, limiter=self._threads)
         return None if data is None else _parsed(self.url, store_hash, data)
 
     @asynccontextmanager
@@ -188,19 +200,18 @@ class HttpCache:
 
         async with send:
             try:
-                await trio.to_thread.run_sync(work)
+                await trio.to_thread.run_sync(work, limiter=self._threads)
             except UpstreamError as error:
                 failure.append(error)
             except trio.BrokenResourceError:
                 pass  # the reader went away
 
     def _same_authority(self, url: str) -> str:
-        base = urlsplit(self.url)
         try:
             found = urlsplit(urljoin(f"{self.url}/", url))
         except ValueError as error:
             raise UpstreamError(f"{self.url} names a NAR by {url!r:.200}: {error}") from error
-        if (base.scheme, base.netloc) != (found.scheme, found.netloc):
+        if self._origin != (found.scheme, found.netloc):
             raise UpstreamError(f"{self.url} names a NAR at another place: {url!r:.200}")
         if not (url.isascii() and url.isprintable()):
             raise UpstreamError(f"{self.url} names a NAR by {url!r:.200}, which is no URL")
@@ -225,7 +236,11 @@ class HttpCache:
         for _ in range(REDIRECTS_MAX + 1):
             curl = self._idle.pop() if self._idle else pycurl.Curl()
             try:
-                status, location, address = _perform(curl, url, sink, seconds_max, public)
+                curl.reset()
+                proxied = self._identify(curl, url)
+                status, location, address = _perform(
+                    curl, url, sink, seconds_max, public_only=public, proxied=proxied
+                )
             except BaseException:
                 curl.close()
                 raise
@@ -235,19 +250,47 @@ class HttpCache:
                 curl.close()
             if status == 200:
                 return True
+            if status == 401 and not self._told:
+                self._told = True
+                log.warning("%s wants a password; name it in /etc/nix/netrc", self.url)
             if status in MISSING:
                 return False
             if status not in (301, 302, 303, 307, 308) or not location:
                 raise UpstreamError(f"{url} answered {status}")
-            if location.partition(":")[0].lower() not in ("https", urlsplit(url).scheme):
+            if not _is_safe_redirect(url, location):
                 raise UpstreamError(f"{url} redirects to {location!r:.200}, which is not safe")
-            public = public or _is_public(address)
+            # Behind a proxy the address is the proxy's: only a name can be judged there.
+            public = public or (not _is_private_name(url) if proxied else _is_public(address))
             url = location
         raise UpstreamError(f"{url}: more than {REDIRECTS_MAX} redirects")
 
+    def _identify(self, curl: Any, url: str) -> bool:
+        """Set who we are there, and through whom we go; whether that is a proxy."""
+        access, proxy = self._access, proxy_for(url)
+        curl.setopt(pycurl.PROXY, proxy)
+        if access.tls_roots is not None:
+            curl.setopt(pycurl.CAINFO, str(access.tls_roots))
+        if access.netrc is not None:
+            curl.setopt(pycurl.NETRC, pycurl.NETRC_OPTIONAL)
+            curl.setopt(pycurl.NETRC_FILE, str(access.netrc))
+        parts = urlsplit(url)
+        if any(self._user) and self._origin == (parts.scheme, parts.netloc):
+            curl.setopt(pycurl.USERNAME, self._user[0])
+            curl.setopt(pycurl.PASSWORD, self._user[1])
+        token = access.token(url)
+        if token is not None:
+            curl.setopt(pycurl.HTTPHEADER, [f"Authorization: Bearer {token}"])
+        return bool(proxy)
+
 
 def _perform(
-    curl: Any, url: str, sink: Callable[[bytes], None], seconds_max: int, public_only: bool
+    curl: Any,
+    url: str,
+    sink: Callable[[bytes], None],
+    seconds_max: int,
+    *,
+    public_only: bool,
+    proxied: bool,
 ) -> tuple[int, str, str]:
     """(status, redirect target, address that answered)."""
     raised: list[BaseException] = []
@@ -267,21 +310,13 @@ def _perform(
         return _guarded(trio.from_thread.check_cancelled, raised, 0, 1)
 
     def connected(address: str, *_: object) -> int:
-        if public_only and not _is_public(address):
+        if public_only and (_is_private_name(url) if proxied else not _is_public(address)):
             raised.append(UpstreamError(f"{url} is at a private address; not followed"))
             return int(pycurl.PREREQFUNC_ABORT)
         return int(pycurl.PREREQFUNC_OK)
 
-    curl.reset()
     curl.setopt(pycurl.URL, url)
-    curl.setopt(pycurl.NOSIGNAL, 1)
-    curl.setopt(pycurl.BUFFERSIZE, CURL_BUFFER_BYTES)
-    curl.setopt(pycurl.USERAGENT, "narswarm")
-    curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-    curl.setopt(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS_MAX)
-    curl.setopt(pycurl.LOW_SPEED_LIMIT, STALL_BYTES_PER_SECOND)
-    curl.setopt(pycurl.LOW_SPEED_TIME, STALL_SECONDS_MAX)
-    curl.setopt(pycurl.TIMEOUT, seconds_max)
+    _set_limits(curl, seconds_max)
     curl.setopt(pycurl.WRITEFUNCTION, write)
     curl.setopt(pycurl.NOPROGRESS, 0)
     curl.setopt(pycurl.XFERINFOFUNCTION, progress)
@@ -295,6 +330,18 @@ def _perform(
         raise UpstreamError(f"{url}: {error.args[1]}") from error
     redirect, address = curl.getinfo(pycurl.REDIRECT_URL), curl.getinfo(pycurl.PRIMARY_IP)
     return status[0], redirect or "", address or ""
+
+
+def _set_limits(curl: Any, seconds_max: int) -> None:
+    curl.setopt(pycurl.NOSIGNAL, 1)
+    curl.setopt(pycurl.BUFFERSIZE, CURL_BUFFER_BYTES)
+    curl.setopt(pycurl.USERAGENT, "narswarm")
+    curl.setopt(pycurl.ACCEPT_ENCODING, "")  # some caches keep narinfos with a Content-Encoding
+    curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+    curl.setopt(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS_MAX)
+    curl.setopt(pycurl.LOW_SPEED_LIMIT, STALL_BYTES_PER_SECOND)
+    curl.setopt(pycurl.LOW_SPEED_TIME, STALL_SECONDS_MAX)
+    curl.setopt(pycurl.TIMEOUT, seconds_max)
 
 
 def _guarded(act: Callable[[], None], raised: list[BaseException], good: int, bad: int) -> int:
@@ -312,6 +359,22 @@ def _is_public(address: str) -> bool:
         return ipaddress.ip_address(address).is_global
     except ValueError:
         return False
+
+
+def _is_safe_redirect(url: str, location: str) -> bool:
+    try:
+        target = urlsplit(location)
+        return target.scheme in ("https", urlsplit(url).scheme) and target.port != 0
+    except ValueError:
+        return False
+
+
+def _is_private_name(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
 
 
 def roots_of(cache: Upstream) -> list[str]:

@@ -8,6 +8,7 @@ import lzma
 import tracemalloc
 from collections.abc import Callable
 
+import brotli
 import pytest
 import zstandard
 
@@ -22,6 +23,7 @@ CODECS: dict[str, Callable[[bytes], bytes]] = {
     "bzip2": bz2.compress,
     "gzip": gzip.compress,
     "zstd": zstandard.ZstdCompressor().compress,
+    "br": lambda data: brotli.compress(data, quality=2),
 }
 PACKED = [name for name in CODECS if name != "none"]
 
@@ -77,6 +79,8 @@ def _zeros(name: str, megabytes: int) -> list[bytes]:
         return [*[zstd.compress(bytes(1_000_000)) for _ in range(megabytes)], zstd.flush()]
     if name == "gzip":
         return [gzip.compress(bytes(megabytes * 1_000_000), 1)]
+    if name == "br":
+        return [brotli.compress(bytes(megabytes * 1_000_000), quality=1)]
     codec = lzma.LZMACompressor(preset=0) if name == "xz" else bz2.BZ2Compressor(1)
     return [*[codec.compress(bytes(1_000_000)) for _ in range(megabytes)], codec.flush()]
 

@@ -28,6 +28,7 @@ from gateway.offer import is_signed, policy
 from gateway.seeding import offered, record_of, seed_cache, seed_store
 from gateway.signing import KeyRing, SecretKey, read_secret_key
 from gateway.trust import trusted_manifest
+from gateway.upstream import open_cache
 from peer.identity import PeerId
 from tests.gateway.test_substituter import FOREIGN, KEY, signed_path, write_cache
 from tests.nix import Closure
@@ -133,14 +134,14 @@ async def test_a_cache_of_files(tmp_path: Path) -> None:
     record, nar = signed_path("path")
     write_cache(tmp_path, record, nar)
     store = MemoryStore()
-    url = f"file://{tmp_path}"
-    shown = [step async for step in seed_cache(store, url, sign_key=KEY)]
+    cache = open_cache(f"file://{tmp_path}")
+    shown = [step async for step in seed_cache(store, cache, sign_key=KEY)]
     assert [step.path for step in shown] == [record.store_path]
     held = store.record(record.store_hash)
     assert held is not None and nar_of(store, held) == nar
     assert trusted_manifest(held, KeyRing((KEY.public,)))
     assert held.signatures == record.signatures
-    assert [step.held async for step in seed_cache(store, url)] == [True]
+    assert [step.held async for step in seed_cache(store, cache)] == [True]
 
 
 async def test_a_wrong_nar_in_a_cache_leaves_no_record(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ async def test_a_wrong_nar_in_a_cache_leaves_no_record(tmp_path: Path) -> None:
     write_cache(tmp_path, record, nar[:-40] + bytes(8) + nar[-32:])
     store = MemoryStore()
     with pytest.raises(UpstreamError, match="hash"):
-        [step async for step in seed_cache(store, f"file://{tmp_path}")]
+        [step async for step in seed_cache(store, open_cache(f"file://{tmp_path}"))]
     assert list(store.records()) == []
 
 

@@ -1,0 +1,94 @@
+"""An upstream that fails is left alone for a while, so that it costs no more than its failures.
+
+    asked --3 failures in a row, or one NAR that was not what was signed--> resting, 30 s
+    resting --its time is up--> asked; the next failure in a row rests twice as long, to 10 minutes
+    asked --an answer--> asked, and its past is forgotten
+
+What an upstream says about a path (here, not here) is an answer; what it cannot say is a failure.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from chunker.errors import ChunkerError, StoreError
+
+from .errors import UpstreamError, UpstreamResting
+from .narinfo import Narinfo
+from .upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+FAILURES_MAX = 3
+REST_SECONDS_MIN = 30.0
+REST_SECONDS_MAX = 600.0
+
+
+class Breaker:
+    """Decides; `now` in seconds of any clock that does not go back."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._rests = 0
+        self._until = float("-inf")
+
+    def rests(self, now: float) -> bool:
+        return now < self._until
+
+    def succeeded(self) -> None:
+        self._failures = self._rests = 0
+
+    def failed(self, now: float, *, lied: bool = False) -> float:
+        """The seconds of rest that begin now; 0 for none."""
+        self._failures += 1
+        if self.rests(now) or not (lied or self._rests or self._failures >= FAILURES_MAX):
+            return 0.0
+        rest = min(REST_SECONDS_MAX, REST_SECONDS_MIN * 2.0**self._rests)
+        self._rests, self._until = self._rests + 1, now + rest
+        return rest
+
+
+class Guarded:
+    """An Upstream behind a breaker."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.url = upstream.url
+        self._upstream = upstream
+        self._breaker = Breaker()
+
+    async def narinfo(self, store_hash: str) -> Narinfo | None:
+        self._check()
+        try:
+            info = await self._upstream.narinfo(store_hash)
+        except UpstreamError:
+            self._failed(lied=False)
+            raise
+        self._breaker.succeeded()
+        return info
+
+    @asynccontextmanager
+    async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
+        """What the reader of the pieces finds wrong with them counts against the upstream."""
+        self._check()
+        try:
+            async with self._upstream.nar(info) as pieces:
+                yield pieces
+        except StoreError:
+            raise  # our disk, not its bytes
+        except (UpstreamError, ChunkerError) as error:
+            self._failed(lied=isinstance(error, ChunkerError))
+            raise
+        self._breaker.succeeded()
+
+    def _check(self) -> None:
+        if self._breaker.rests(trio.current_time()):
+            raise UpstreamResting(f"{self.url} failed lately and is left alone for a while")
+
+    def _failed(self, *, lied: bool) -> None:
+        rest = self._breaker.failed(trio.current_time(), lied=lied)
+        if rest:
+            log.warning("%s is not asked for %d s", self.url, rest)
