@@ -1,10 +1,12 @@
 """An upstream that fails is left alone for a while, so that it costs no more than its failures.
 
-    asked --3 failures in a row, or one NAR that was not what was signed--> resting, 30 s
+    asked --3 failures in a row, or one NAR that cannot be what was signed--> resting, 30 s
     resting --its time is up--> asked; the next failure in a row rests twice as long, to 10 minutes
     asked --an answer--> asked, and its past is forgotten
 
 What an upstream says about a path (here, not here) is an answer; what it cannot say is a failure.
+Narinfos and NARs are counted apart, for an upstream that answers the one may break at the other;
+while either rests, neither is asked.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import trio
 
 from chunker.errors import ChunkerError, StoreError
 
-from .errors import UpstreamError, UpstreamResting
+from .errors import UpstreamError, UpstreamLied, UpstreamResting
 from .narinfo import Narinfo
 from .upstream import Upstream
 
@@ -58,16 +60,16 @@ class Guarded:
     def __init__(self, upstream: Upstream) -> None:
         self.url = upstream.url
         self._upstream = upstream
-        self._breaker = Breaker()
+        self._narinfos, self._nars = Breaker(), Breaker()
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
         self._check()
         try:
             info = await self._upstream.narinfo(store_hash)
         except UpstreamError:
-            self._failed(lied=False)
+            self._failed(self._narinfos, lied=False)
             raise
-        self._breaker.succeeded()
+        self._narinfos.succeeded()
         return info
 
     @asynccontextmanager
@@ -80,15 +82,16 @@ class Guarded:
         except StoreError:
             raise  # our disk, not its bytes
         except (UpstreamError, ChunkerError) as error:
-            self._failed(lied=isinstance(error, ChunkerError))
+            self._failed(self._nars, lied=isinstance(error, ChunkerError | UpstreamLied))
             raise
-        self._breaker.succeeded()
+        self._nars.succeeded()
 
     def _check(self) -> None:
-        if self._breaker.rests(trio.current_time()):
+        now = trio.current_time()
+        if self._narinfos.rests(now) or self._nars.rests(now):
             raise UpstreamResting(f"{self.url} failed lately and is left alone for a while")
 
-    def _failed(self, *, lied: bool) -> None:
-        rest = self._breaker.failed(trio.current_time(), lied=lied)
+    def _failed(self, breaker: Breaker, *, lied: bool) -> None:
+        rest = breaker.failed(trio.current_time(), lied=lied)
         if rest:
             log.warning("%s is not asked for %d s", self.url, rest)

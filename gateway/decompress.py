@@ -14,7 +14,7 @@ from typing import Protocol
 import brotli
 import zstandard
 
-from .errors import UpstreamError
+from .errors import UpstreamError, UpstreamLied
 
 PIECE_BYTES = 1024 * 1024
 XZ_MEMORY_BYTES_MAX = 256 * 1024 * 1024
@@ -52,7 +52,7 @@ class _Bounded:
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         if self._codec.eof:
-            raise UpstreamError("bytes after the end of the compressed NAR")
+            raise UpstreamLied("bytes after the end of the compressed NAR")
         yield self._codec.decompress(data, PIECE_BYTES)
         while not self._codec.needs_input and not self._codec.eof:
             yield self._codec.decompress(b"", PIECE_BYTES)
@@ -71,7 +71,7 @@ class _Gzip:
             yield self._codec.decompress(data, PIECE_BYTES)
             data = self._codec.unconsumed_tail
         if data or self._codec.unused_data:
-            raise UpstreamError("bytes after the end of the compressed NAR")
+            raise UpstreamLied("bytes after the end of the compressed NAR")
 
 
 class _Zstd:
@@ -92,7 +92,7 @@ class _Zstd:
         out = bytearray()
         for at in range(0, len(data), self.STEP_BYTES):
             if self._codec.eof:
-                raise UpstreamError("bytes after the end of the compressed NAR")
+                raise UpstreamLied("bytes after the end of the compressed NAR")
             out += self._codec.decompress(data[at : at + self.STEP_BYTES])
             if len(out) >= PIECE_BYTES:
                 yield bytes(out)
@@ -112,14 +112,14 @@ class _Brotli:
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         if self._codec.is_finished():
-            raise UpstreamError("bytes after the end of the compressed NAR")
+            raise UpstreamLied("bytes after the end of the compressed NAR")
         yield self._codec.process(data, output_buffer_limit=PIECE_BYTES)
         while not self._codec.can_accept_more_data():
             yield self._codec.process(b"", output_buffer_limit=PIECE_BYTES)
 
 
 class Decoder:
-    """feed compressed bytes, get plain pieces. Raises UpstreamError."""
+    """feed compressed bytes, get plain pieces. Raises UpstreamLied."""
 
     def __init__(self, codec: _Codec, output_bytes_max: int) -> None:
         self._codec = codec
@@ -130,15 +130,15 @@ class Decoder:
             for piece in self._codec.pieces(data):
                 self._left -= len(piece)
                 if self._left < 0:
-                    raise UpstreamError("the NAR is longer than its signed NarSize")
+                    raise UpstreamLied("the NAR is longer than its signed NarSize")
                 if piece:
                     yield piece
         except _ERRORS as error:
-            raise UpstreamError(f"the compressed NAR is damaged: {error}") from error
+            raise UpstreamLied(f"the compressed NAR is damaged: {error}") from error
 
     def finish(self) -> None:
         if not self._codec.at_end:
-            raise UpstreamError("the compressed NAR ends too early")
+            raise UpstreamLied("the compressed NAR ends too early")
 
 
 def make_decoder(compression: str, output_bytes_max: int) -> Decoder:

@@ -45,5 +45,9 @@ class UpstreamError(GatewayError):
     """An upstream failed, or answered nonsense: that says nothing about the path."""
 
 
+class UpstreamLied(UpstreamError):
+    """An upstream gave bytes that cannot be what was signed, whatever else it may have."""
+
+
 class UpstreamResting(UpstreamError):
     """An upstream is not asked, because it failed lately."""

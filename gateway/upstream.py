@@ -23,7 +23,7 @@ import pycurl
 import trio
 
 from .access import Access, proxy_for
-from .decompress import make_decoder
+from .decompress import Decoder, make_decoder
 from .errors import NarinfoError, UpstreamError
 from .narinfo import NARINFO_BYTES_MAX, Narinfo, parse
 
@@ -150,11 +150,12 @@ class HttpCache:
     @asynccontextmanager
     async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
         url = self._same_authority(info.url)
+        decoder = make_decoder(info.compression, info.nar_size)
         send, receive = trio.open_memory_channel[bytes](PIECES_AHEAD_MAX)
         raised: Exception | None = None
         async with trio.open_nursery() as nursery, receive:
             failure: list[UpstreamError] = []
-            nursery.start_soon(self._download, url, info, send, failure)
+            nursery.start_soon(self._download, url, decoder, send, failure)
 
             async def pieces() -> AsyncIterator[bytes]:
                 async for piece in receive:
@@ -174,12 +175,10 @@ class HttpCache:
     async def _download(
         self,
         url: str,
-        info: Narinfo,
+        decoder: Decoder,
         send: trio.MemorySendChannel[bytes],
         failure: list[UpstreamError],
     ) -> None:
-        decoder = make_decoder(info.compression, info.nar_size)
-
         gathered = bytearray()
 
         def pass_on(data: bytes) -> None:

@@ -84,6 +84,21 @@ async def test_a_broken_upstream_is_not_asked_again_and_again(
     assert await guarded.narinfo(HASH) == INFO
 
 
+async def test_narinfos_do_not_forgive_broken_nars() -> None:
+    flaky = Flaky()
+    guarded = Guarded(flaky)
+    for _ in range(FAILURES_MAX):
+        flaky.broken = False
+        await guarded.narinfo(HASH)
+        flaky.broken = True
+        with pytest.raises(UpstreamError, match="broken"):
+            async with guarded.nar(INFO) as pieces:
+                async for _ in pieces:
+                    pass
+    with pytest.raises(UpstreamResting):
+        await guarded.narinfo(HASH)
+
+
 @pytest.mark.parametrize(
     ("error", "rests"),
     [(NarMismatch("another hash"), True), (StoreFull("no room"), False), (KeyError(), False)],
