@@ -6,10 +6,10 @@ READY := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 SEEDS ?= 200
 
-.PHONY: help demo test check coverage mutants interop sim stranger clean
+.PHONY: help demo test check coverage mutants interop interop-all sim stranger clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(READY)  ## the whole job on this machine: seed, LAN peer, gateway, Nix
 	@$(BIN)/narswarm demo $(ARGS)
@@ -28,6 +28,9 @@ mutants: $(READY)  ## take out one defence after the other: the test it names mu
 
 interop: $(READY)  ## only the tests with a real Nix
 	@$(BIN)/python -m pytest tests/interop $(ARGS)
+
+interop-all: $(READY)  ## the same on Nix 2.8, 2.26 and 2.34 from chroots (root; 12 min)
+	@scripts/interop-all
 
 sim: $(READY)  ## the simulated swarm over many seeds: make sim SEEDS=5000
 	@$(BIN)/python -m tests.sim --seeds $(SEEDS) $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,10 @@ class Closure:
     @classmethod
     def build(cls, nix: Nix, expression: Path) -> Closure:
         link = nix.top / "result"
+        # Copied, for a Nix in a chroot sees `top` and not this repository.
+        copy = Path(shutil.copy(expression, nix.top))
         root = nix.run(
-            "nix-build", str(expression), "--argstr", "seed", token_hex(8), "--out-link", str(link)
+            "nix-build", str(copy), "--argstr", "seed", token_hex(8), "--out-link", str(link)
         ).stdout.strip()
         secret, public = nix.generate_key("build-1")
         nix.run("nix", "store", "sign", "--key-file", str(secret), "--recursive", root)
@@ -85,7 +88,9 @@ class Closure:
         found = json.loads(
             nix.run("nix", "path-info", "--json", "--sigs", "--recursive", root).stdout
         )
-        return cls(nix, root, {info["path"]: info for info in found}, cache, secret, public)
+        if isinstance(found, list):  # an object by path since 2.19
+            found = {info["path"]: info for info in found}
+        return cls(nix, root, found, cache, secret, public)
 
     def delete(self) -> None:
         """Leave the machine's store as it was."""
