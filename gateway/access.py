@@ -49,7 +49,7 @@ class Access:
         """Raises UpstreamError rather than send a token in the clear."""
         parts = urlsplit(url)
         token = self.tokens.get(f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}")
-        if token is not None and parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        if token is not None and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
             raise UpstreamError(f"{url} needs a token, which goes over https only; not asked")
         return token
 
@@ -118,7 +118,7 @@ def _readable(path: Path) -> bool:
     return path.is_file() and os.access(path, os.R_OK)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

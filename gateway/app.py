@@ -14,7 +14,6 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -44,7 +43,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 STOP_SECONDS_MAX = 10.0
-NIX_CONF = (Path("/etc/nix/nix.conf"), Path("~/.config/nix/nix.conf"))
 
 
 @dataclass
@@ -88,6 +86,7 @@ class Node:
         }
         if self.substituter is not None:
             answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
+            answer["asked"] = list(self.substituter.asked)
             answer["served"] = vars(self.substituter.served)
             answer["upstream_bytes"] = self.substituter.deliveries.upstream_bytes
         return answer
@@ -189,7 +188,7 @@ def upstream_access(config: Config) -> Access:
 
 
 def _nix_settings() -> nixconf.NixSettings:
-    return nixconf.read([path.expanduser() for path in NIX_CONF])
+    return nixconf.read(nixconf.files(os.environ))
 
 
 def _ring(texts: tuple[str, ...]) -> KeyRing:

@@ -1,12 +1,14 @@
 """nix.conf: which keys and substituters this machine's Nix trusts already.
 
 Syntax: Nix's src/libutil/config.cc: `name = value`, `#` comments, `extra-` appends, `include FILE`
-must exist and `!include FILE` may; relative includes start at the including file.
+must exist and `!include FILE` may; relative includes start at the including file. Which files:
+$NIX_CONF_DIR/nix.conf, then those of $NIX_USER_CONF_FILES or else nix/nix.conf in the XDG
+configuration directories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,20 +26,54 @@ class NixSettings:
     substituters: tuple[str, ...] = ()
     netrc_file: str = ""
     ssl_cert_file: str = ""
+    trusted_users: tuple[str, ...] = ("root",)
+    trusted_substituters: tuple[str, ...] = ()
+
+
+def system_file(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("NIX_CONF_DIR") or "/etc/nix") / "nix.conf"
+
+
+def user_file(environ: Mapping[str, str]) -> Path:
+    """Where a user's own settings go: the first of the files that Nix reads for them."""
+    named = [name for name in environ.get("NIX_USER_CONF_FILES", "").split(":") if name]
+    home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "/") / ".config")
+    return Path(named[0]) if named else home / "nix" / "nix.conf"
+
+
+def files(environ: Mapping[str, str]) -> list[Path]:
+    """All that Nix reads, in the order in which later ones win."""
+    named = [Path(name) for name in environ.get("NIX_USER_CONF_FILES", "").split(":") if name]
+    shared = [
+        Path(name) / "nix" / "nix.conf"
+        for name in (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
+        if name
+    ]
+    mine = named or [user_file(environ), *shared]
+    return [system_file(environ), *reversed(mine)]
 
 
 def read(paths: Sequence[Path]) -> NixSettings:
     """Later files win; missing ones do not count; what no file sets is as Nix has it. Raises
     ConfigError."""
-    values = {"trusted-public-keys": list(DEFAULT_KEYS)}
-    for path in paths:
-        if path.is_file():
+    return read_texts([(path, None) for path in paths])
+
+
+def read_texts(paths: Sequence[tuple[Path, str | None]]) -> NixSettings:
+    """`read`, with the text that a file is to have instead of its own. Raises ConfigError."""
+    values = {"trusted-public-keys": list(DEFAULT_KEYS), "trusted-users": ["root"]}
+    for path, text in paths:
+        if text is not None:
+            _take(path, text, values, 0)
+        elif path.is_file():
             _read(path, values, 0)
     return NixSettings(
         tuple(values.get("trusted-public-keys", ())),
         tuple(values.get("substituters", ())),
         " ".join(values.get("netrc-file", ())),
         " ".join(values.get("ssl-cert-file", ())),
+        tuple(values["trusted-users"]),
+        tuple(values.get("trusted-substituters", ())),
     )
 
 
@@ -48,6 +84,10 @@ def _read(path: Path, values: dict[str, list[str]], depth: int) -> None:
         text = path.read_bytes()[:FILE_BYTES_MAX].decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
+    _take(path, text, values, depth)
+
+
+def _take(path: Path, text: str, values: dict[str, list[str]], depth: int) -> None:
     for line in text.splitlines():
         words = line.partition("#")[0].split()
         if not words:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from dataclasses import dataclass
 
 import trio
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 LOOKUP_SECONDS_MAX = 5.0
 PEER_SECONDS_MAX = 3.0
 RECORDS_HELD_MAX = 100_000
+ASKED_KEPT = 64
 _NARINFO = re.compile(r"/([0-9abcdfghijklmnpqrsvwxyz]{32})\.narinfo")
 
 
@@ -62,6 +64,8 @@ class Substituter:
         priority: int,
     ) -> None:
         self.served = Served()
+        self.asked: deque[str] = deque(maxlen=ASKED_KEPT)
+        """The store hashes that Nix asked for last."""
         self.deliveries = Deliveries(store, swarm, upstreams, publish_keys)
         self._store = store
         self._swarm = swarm
@@ -81,6 +85,7 @@ class Substituter:
         return _not_found()
 
     async def _narinfo(self, store_hash: str) -> Response:
+        self.asked.append(store_hash)
         admitted = await self.look_up(store_hash)
         if admitted is None:
             self.served.missing += 1

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from .doctor import Finding
+
+_MARKS = {"good": ("ok", "green"), "doubtful": ("hm", "yellow"), "bad": ("BAD", "bold red")}
 
 
 def megabytes(count: object) -> str:
@@ -51,6 +58,16 @@ def show_table(title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
+
+
+def show_finding(finding: Finding) -> None:
+    """At once, for the next check may take a while."""
+    console = Console()
+    mark, colour = _MARKS[finding.state]
+    head = Text.assemble((f"{mark:5}", colour), f"{finding.what:9}", finding.said)
+    console.print(head, soft_wrap=True)
+    if finding.advice:
+        console.print(Text(f"{'':14}-> {finding.advice}"), soft_wrap=True)
 
 
 def _items(value: object) -> list[object]:

@@ -133,6 +133,8 @@ class HttpCache:
         self._origin = parts.scheme, parts.netloc.rpartition("@")[2]
         self.url = parts._replace(netloc=self._origin[1]).geturl()
         self._access = access or Access()
+        self.last_date = ""
+        """The Date of the last answer, as it was written."""
         self._told = False
         self._idle: list[Any] = []
         self._threads = trio.CapacityLimiter(THREADS_MAX)
@@ -144,8 +146,18 @@ class HttpCache:
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
         url = f"{self.url}/{store_hash}.narinfo"
-        data = await trio.to_thread.run_sync(self._get_small, url, limiter=self._threads)
+        data = await self._small(url, NARINFO_BYTES_MAX)
         return None if data is None else _parsed(self.url, store_hash, data)
+
+    async def page(self, bytes_max: int) -> bytes:
+        """What is at the URL itself. Raises UpstreamError, also where there is nothing."""
+        data = await self._small(self.url, bytes_max)
+        if data is None:
+            raise UpstreamError(f"{self.url} is not there")
+        return data
+
+    async def _small(self, url: str, bytes_max: int) -> bytes | None:
+        return await trio.to_thread.run_sync(self._get_small, url, bytes_max, limiter=self._threads)
 
     @asynccontextmanager
     async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -218,13 +230,13 @@ class HttpCache:
 
     # -- in worker threads ----------------------------------------------------------------------
 
-    def _get_small(self, url: str) -> bytes | None:
+    def _get_small(self, url: str, bytes_max: int) -> bytes | None:
         data = bytearray()
 
         def keep(piece: bytes) -> None:
             data.extend(piece)
-            if len(data) > NARINFO_BYTES_MAX:
-                raise UpstreamError(f"{url} is longer than {NARINFO_BYTES_MAX} bytes")
+            if len(data) > bytes_max:
+                raise UpstreamError(f"{url} is longer than {bytes_max} bytes")
 
         return bytes(data) if self._get(url, keep, NARINFO_SECONDS_MAX) else None
 
@@ -237,7 +249,7 @@ class HttpCache:
             try:
                 curl.reset()
                 proxied = self._identify(curl, url)
-                status, location, address = _perform(
+                status, location, address, self.last_date = _perform(
                     curl, url, sink, seconds_max, public_only=public, proxied=proxied
                 )
             except BaseException:
@@ -290,12 +302,14 @@ def _perform(
     *,
     public_only: bool,
     proxied: bool,
-) -> tuple[int, str, str]:
-    """(status, redirect target, address that answered)."""
+) -> tuple[int, str, str, str]:
+    """(status, redirect target, address that answered, its Date)."""
     raised: list[BaseException] = []
-    status = [0]
+    status, date = [0], [""]
 
     def header(line: bytes) -> None:
+        if line[:5].lower() == b"date:":
+            date[0] = line[5:].decode("latin-1").strip()
         if line.startswith(b"HTTP/"):
             words = line.split()
             status[0] = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
@@ -328,7 +342,7 @@ def _perform(
             raise raised[0] from None
         raise UpstreamError(f"{url}: {error.args[1]}") from error
     redirect, address = curl.getinfo(pycurl.REDIRECT_URL), curl.getinfo(pycurl.PRIMARY_IP)
-    return status[0], redirect or "", address or ""
+    return status[0], redirect or "", address or "", date[0]
 
 
 def _set_limits(curl: Any, seconds_max: int) -> None:

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterable
 
 import trio
+from zeroconf import Error as ZeroconfError
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from .errors import IdentityError
@@ -23,6 +24,8 @@ from .identity import Address, Identity, parse_address
 log = logging.getLogger(__name__)
 
 SERVICE = "_p2p._udp.local."
+PROBE_SERVICE = "_narswarm-probe._udp.local."
+HEAR_SECONDS_MAX = 5.0
 ATTRIBUTE = "dnsaddr"
 LOOKUP_MILLISECONDS_MAX = 3000
 LOOKUPS_WAITING_MAX = 256
@@ -83,6 +86,38 @@ class LanDiscovery:
             properties={ATTRIBUTE: self._addresses[0].text},
             server=f"{instance}.local.",
         )
+
+
+async def hears_itself(seconds_max: float = HEAR_SECONDS_MAX) -> bool:
+    """Whether an announcement made here is heard here: multicast works, and port 5353 is open."""
+    kind, name = PROBE_SERVICE, f"{secrets.token_hex(INSTANCE_BYTES)}.{PROBE_SERVICE}"
+    heard = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def on_change(
+        zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        token.run_sync_soon(heard.set)
+
+    speaker = listener = None
+    try:
+        listener = await trio.to_thread.run_sync(Zeroconf)
+        speaker = await trio.to_thread.run_sync(Zeroconf)
+        browser = ServiceBrowser(listener, kind, handlers=[on_change])
+        await trio.to_thread.run_sync(
+            speaker.register_service, ServiceInfo(kind, name, port=1, server=name)
+        )
+        with trio.move_on_after(seconds_max):
+            await heard.wait()
+        browser.cancel()
+    except (OSError, ZeroconfError) as error:
+        log.info("mDNS: %s", error)
+    finally:
+        with trio.CancelScope(shield=True):
+            for end in (speaker, listener):
+                if end is not None:
+                    await trio.to_thread.run_sync(end.close)
+    return heard.is_set()
 
 
 def _offer(heard: trio.MemorySendChannel[str], name: str) -> None:

@@ -33,6 +33,7 @@ VENDORS = {
     "httptools": {"gateway/server.py"},
     "pycurl": {"gateway/upstream.py"},
     "rich": {"gateway/terminal.py"},
+    "tomlkit": {"gateway/setup.py"},
     "nacl": {"gateway/signing.py", "peer/identity.py"},
 }
 STORES = ("packs", "pack_index", "disk", "manifests")
@@ -46,7 +47,13 @@ MACHINES = (
        ("narinfo", "trust", "offer", "signing", "decompress")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
-PRINTS = {"gateway/cli.py", "gateway/run.py", "gateway/demo.py", "gateway/terminal.py"}
+PRINTS = {
+    "gateway/cli.py",
+    "gateway/run.py",
+    "gateway/demo.py",
+    "gateway/terminal.py",
+    "gateway/setup.py",
+}
 
 
 def name_of(path: Path) -> str:
