@@ -47,6 +47,8 @@ from .upstream import Upstream
 log = logging.getLogger(__name__)
 
 WRONG_SECONDS = 600.0
+FULL_SECONDS = 10.0
+"""How long nothing is begun after the store could not be written."""
 SOURCES_SECONDS_MAX = 4.0
 RESCUE_SECONDS = 1.0
 """How long a block that no live peer holds is waited for where an upstream stands by."""
@@ -75,6 +77,7 @@ class Deliveries:
         self._swarm = swarm
         self._upstreams = upstreams
         self._publish_keys = publish_keys
+        self._full_until = float("-inf")
         self._wrong: dict[NarHash, float] = {}
         self._begun: dict[NarHash, ManifestId | None] = {}
         self._fillings: dict[NarHash, Filling] = {}
@@ -117,6 +120,8 @@ class Deliveries:
         filling = self._fillings.get(record.nar_hash)
         if filling is None and (fetch := await self._from_peers(record)) is not None:
             return fetch.id, _FetchedBody(self, fetch)
+        if filling is None and trio.current_time() < self._full_until:
+            return None  # 404 at once: Nix goes to its next substituter, and costs no upstream
         filling = filling or self.fill(record)
         if filling is not None and await filling.has_started():
             return None, _FilledBody(self, filling)
@@ -157,6 +162,8 @@ class Deliveries:
             await filling.run(self._filled)
         finally:
             self.upstream_bytes += filling.bytes_received
+            if filling.store_failed:
+                self._full_until = trio.current_time() + FULL_SECONDS
             del self._fillings[filling.record.nar_hash]
 
     def _filled(self, filling: Filling) -> None:

@@ -39,6 +39,8 @@ class Filling:
         self.bytes_received = 0
         self.attempts = 0
         """How many upstreams gave bytes."""
+        self.store_failed = False
+        """It was not for want of an upstream."""
         self._store = store
         self._upstreams = upstreams
         self._ingest = self._fresh()
@@ -58,6 +60,7 @@ class Filling:
                     log.debug("%s", error)
                 except StoreError as error:
                     log.error("%s is not stored: %s", self.record.store_path, error)
+                    self.store_failed = True
                     return
                 except (UpstreamError, ChunkerError) as error:
                     log.warning("%s failed on %s: %s", upstream.url, self.record.store_path, error)
