@@ -7,14 +7,18 @@ commits once the packs are on the disk, so the index never says more than the pa
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from .block import Encoded
 from .digest import BlockId, ManifestId
+from .errors import BlockMissing
 
 SQL_VARIABLES_MAX = 500
+RUN_BYTES_MAX = 2 * 1024 * 1024
+GAP_BYTES_MAX = 64 * 1024
+"""Between two blocks that are still read at once: less than a second read costs."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS packs (pack INTEGER PRIMARY KEY, indexed INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS blocks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,
@@ -167,3 +171,25 @@ class Index:
         manifests = self.database.execute("SELECT count(*) FROM manifests").fetchone()[0]
         records = self.database.execute("SELECT count(*) FROM paths").fetchone()[0]
         return blocks, stored, plain, manifests, records
+
+
+def runs(
+    ids: Sequence[BlockId], places: dict[bytes, Place]
+) -> Iterator[list[tuple[BlockId, Place]]]:
+    """Neighbours in one pack, in order, up to RUN_BYTES_MAX. Raises BlockMissing."""
+    run: list[tuple[BlockId, Place]] = []
+    for wanted in ids:
+        place = places.get(wanted)
+        if place is None:
+            raise BlockMissing(wanted)
+        if run:
+            first, last = run[0][1], run[-1][1]
+            near = (
+                place.pack == last.pack and 0 <= place.at - last.at - last.stored <= GAP_BYTES_MAX
+            )
+            if not near or place.at + place.stored - first.at > RUN_BYTES_MAX:
+                yield run
+                run = []
+        run.append((wanted, place))
+    if run:
+        yield run

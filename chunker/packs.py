@@ -29,16 +29,13 @@ from .digest import BlockId, ManifestId, manifest_id
 from .disk import Disk
 from .errors import BlockCorrupt, BlockMissing, RecordError, StoreBusy, StoreError, StoreFull
 from .pack_format import MAGIC, Header, RecordKind, scan, write_header
-from .pack_index import Index, Place
+from .pack_index import Index, Place, runs
 from .record import PathRecord, decode_record, encode_record
 
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 8 * 1024 * 1024
 PACK_BYTES_MAX = 1024 * 1024 * 1024
-RUN_BYTES_MAX = 2 * 1024 * 1024
-GAP_BYTES_MAX = 64 * 1024
-"""Between two blocks that are still read at once: less than a second read costs."""
 _NO_ID = bytes(32)
 
 
@@ -214,27 +211,32 @@ class PackStore:
     def get(self, wanted: BlockId) -> Block:
         return self._verified(wanted, self.read(wanted))
 
-    def get_many(self, ids: Sequence[BlockId]) -> list[Block]:
+    def get_many(self, ids: Sequence[BlockId], buffer: bytearray | None = None) -> list[Block]:
         with self._guard:
             places = self._index.places(ids)
+        room = memoryview(b"" if buffer is None else buffer)
         blocks: list[Block] = []
-        for run in _runs(ids, places):
-            blocks += self._read_run(run)
+        for run in runs(ids, places):
+            data, room = self._read_run(run, room)
+            for wanted, place in run:
+                stored = data[place.at - run[0][1].at :][: place.stored]
+                blocks.append(
+                    self._verified(wanted, Encoded(Codec(place.codec), place.length, stored))
+                )
         return blocks
 
-    def _read_run(self, run: list[tuple[BlockId, Place]]) -> list[Block]:
-        """Blocks that lie one behind the other, in one read."""
-        start, end = run[0][1].at, run[-1][1].at + run[-1][1].stored
+    def _read_run(
+        self, run: list[tuple[BlockId, Place]], room: memoryview
+    ) -> tuple[memoryview, memoryview]:
+        """What holds the neighbours of a run, read at once, and the room that is left. A short
+        read shows as corrupt blocks."""
+        start, size = run[0][1].at, run[-1][1].at + run[-1][1].stored - run[0][1].at
         with self._guard:
             file = self._file(run[0][1].pack)
-        data = memoryview(os.pread(file, end - start, start))
-        return [
-            self._verified(
-                wanted,
-                Encoded(Codec(place.codec), place.length, data[place.at - start :][: place.stored]),
-            )
-            for wanted, place in run
-        ]
+        if size > len(room):
+            return memoryview(os.pread(file, size, start)), room
+        count = os.preadv(file, [room[:size]], start)
+        return room[:count], room[size:]
 
     def _verified(self, wanted: BlockId, encoded: Encoded) -> Block:
         """A rotten block is forgotten, so that it may be put again."""
@@ -424,25 +426,3 @@ class PackStore:
         if self._lock_file >= 0:
             os.close(self._lock_file)
             self._lock_file = -1
-
-
-def _runs(
-    ids: Sequence[BlockId], places: dict[bytes, Place]
-) -> Iterator[list[tuple[BlockId, Place]]]:
-    """Neighbours in one pack, in order, up to RUN_BYTES_MAX. Raises BlockMissing."""
-    run: list[tuple[BlockId, Place]] = []
-    for wanted in ids:
-        place = places.get(wanted)
-        if place is None:
-            raise BlockMissing(wanted)
-        if run:
-            first, last = run[0][1], run[-1][1]
-            near = (
-                place.pack == last.pack and 0 <= place.at - last.at - last.stored <= GAP_BYTES_MAX
-            )
-            if not near or place.at + place.stored - first.at > RUN_BYTES_MAX:
-                yield run
-                run = []
-        run.append((wanted, place))
-    if run:
-        yield run

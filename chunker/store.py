@@ -30,8 +30,9 @@ class BlockStore(Protocol):
         """Decoded and verified. Raises BlockMissing, or BlockCorrupt (and forgets the block)."""
         ...
 
-    def get_many(self, ids: Sequence[BlockId]) -> list[Block]:
-        """`get` of each, with few reads: use the blocks soon, they may share one buffer."""
+    def get_many(self, ids: Sequence[BlockId], buffer: bytearray | None = None) -> list[Block]:
+        """`get` of each, with few reads. They may lie in `buffer`, and count until that is used
+        again."""
         ...
 
     def put(self, blocks: Iterable[Block]) -> None:
@@ -92,7 +93,7 @@ class MemoryStore:
             self.forget(wanted)
             raise
 
-    def get_many(self, ids: Sequence[BlockId]) -> list[Block]:
+    def get_many(self, ids: Sequence[BlockId], buffer: bytearray | None = None) -> list[Block]:
         return [self.get(wanted) for wanted in ids]
 
     def put(self, blocks: Iterable[Block]) -> None:

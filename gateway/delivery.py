@@ -39,7 +39,7 @@ from peer.swarm import Swarm
 from .errors import UpstreamError
 from .filling import Filling
 from .offer import is_signed
-from .server import BodyBroken
+from .pump import BodyBroken, Readable
 from .signing import KeyRing
 from .trust import Admitted
 from .upstream import Upstream
@@ -53,12 +53,13 @@ SOURCES_SECONDS_MAX = 4.0
 RESCUE_SECONDS = 1.0
 """How long a block that no live peer holds is waited for where an upstream stands by."""
 CLEAN_UP_SECONDS_MAX = 5.0
-BATCH_BYTES = 1024 * 1024
+BATCH_BYTES = 1536 * 1024
+"""Read at once: with what lies between the blocks it fits into a pump's buffer."""
 BEGUN_MAX = 100_000
 WRONGS_MAX = 10_000
 
-Body = Callable[[int, int], AsyncIterator[Bytes]]
-"""body(start, end) yields exactly end - start bytes of the NAR."""
+Body = Callable[[int, int], AsyncIterator[Bytes] | Readable]
+"""body(start, end) gives exactly end - start bytes of the NAR."""
 
 
 class Deliveries:
@@ -188,37 +189,49 @@ class _StoredBody:
         self._record = record
         self._manifest = manifest
 
-    async def __call__(self, start: int, end: int) -> AsyncIterator[Bytes]:
-        """Blocks are read in batches, for a hop into a thread costs as much as a block."""
-        for batch in self._batches(start, end):
-            data = await trio.to_thread.run_sync(self._read, batch)
-            offset = self._manifest.offsets[batch.start]
-            yield data[max(0, start - offset) : end - offset]
+    def __call__(self, start: int, end: int) -> _StoredReader:
+        return _StoredReader(self._store, self._record, self._manifest, start, end)
 
-    def _batches(self, start: int, end: int) -> list[range]:
-        """Runs of block indexes that cover start..end, each of about BATCH_BYTES."""
-        offsets, lengths = self._manifest.offsets, self._manifest.lengths
-        first = bisect_right(offsets, start) - 1
-        batches: list[range] = []
-        while first < len(offsets) and offsets[first] < end:
-            last, size = first, 0
-            while last < len(offsets) and offsets[last] < end and size < BATCH_BYTES:
-                size += lengths[last]
-                last += 1
-            batches.append(range(first, last))
-            first = last
-        return batches
 
-    def _read(self, batch: range) -> bytes:
+class _StoredReader:
+    """Bytes start..end of a NAR that is here in whole, each block verified as it is read."""
+
+    def __init__(
+        self, store: BlockStore, record: PathRecord, manifest: Manifest, start: int, end: int
+    ) -> None:
+        self._store = store
+        self._record = record
+        self._manifest = manifest
+        self._at = start
+        self._end = end
+        self._next = bisect_right(manifest.offsets, start) - 1
+
+    def read(self, buffer: bytearray) -> list[Bytes]:
+        """The next blocks of about BATCH_BYTES. Raises BodyBroken."""
         manifest, needles = self._manifest, self._record.needles
+        batch = self._batch()
         try:
-            blocks = self._store.get_many(manifest.blocks[batch.start : batch.stop])
-            return b"".join(
-                piece(manifest, needles, index, block)
-                for index, block in zip(batch, blocks, strict=True)
-            )
+            blocks = self._store.get_many(manifest.blocks[batch.start : batch.stop], buffer)
         except (BlockMissing, BlockCorrupt) as error:
             raise BodyBroken(str(error)) from error
+        pieces: list[Bytes] = []
+        for index, block in zip(batch, blocks, strict=True):
+            data = piece(manifest, needles, index, block)
+            offset = manifest.offsets[index]
+            if offset < self._at or offset + len(data) > self._end:
+                data = memoryview(data)[max(0, self._at - offset) : self._end - offset]
+            pieces.append(data)
+        return pieces
+
+    def _batch(self) -> range:
+        offsets, lengths = self._manifest.offsets, self._manifest.lengths
+        first = last = self._next
+        size = 0
+        while last < len(offsets) and offsets[last] < self._end and size < BATCH_BYTES:
+            size += lengths[last]
+            last += 1
+        self._next = last
+        return range(first, last)
 
 
 async def _checked(

@@ -23,6 +23,10 @@ from typing import Any
 import httptools
 import trio
 
+from chunker.digest import Bytes
+
+from .pump import BodyBroken, Pump, Readable
+
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 512
@@ -39,10 +43,6 @@ STOP_SECONDS_MAX = 10.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-class BodyBroken(Exception):
-    """The rest of a body is not to be had, or is wrong: the connection must be cut."""
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """`headers` have lower-case names; of several lines with one name the last counts."""
@@ -55,12 +55,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """`length` is what Content-Length says, also where HEAD sends no body. An iterator yields
-    exactly that many bytes; it is closed here in every case."""
+    """`length` is what Content-Length says, also where HEAD sends no body. An iterator or what is
+    read gives exactly that many bytes; an iterator is closed here in every case."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
-    body: bytes | AsyncIterator[bytes | memoryview]
+    body: bytes | AsyncIterator[Bytes] | Readable
     length: int
 
 
@@ -115,6 +115,7 @@ class _Server:
         self.hosts = hosts
         self.stopping = stopping
         self.idle: set[trio.CancelScope] = set()
+        self.pump = Pump()
         self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -249,6 +250,11 @@ class _Connection:
         if isinstance(response.body, bytes):
             await self._send(head if request.method == "HEAD" else head + response.body)
             return
+        if not isinstance(response.body, AsyncIterator):
+            await self._send(head)
+            if request.method != "HEAD":
+                await self._pump(response.body, response.length)
+            return
         async with _closing(response.body) as body:
             await self._send(head)
             if request.method == "HEAD":
@@ -261,6 +267,20 @@ class _Connection:
                 await self._send(piece)
             if left:
                 raise BodyBroken(f"a body ended {left} bytes early")
+
+    async def _pump(self, body: Readable, left: int) -> None:
+        over = False
+        while not over:
+            try:
+                file = self._stream.socket.fileno()
+                sent, rest, over = await self._server.pump.turn(body, file, left)
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            left -= sent + sum(map(len, rest))
+            for piece in rest:
+                await self._send(piece)
+        if left:
+            raise BodyBroken(f"a body ended {left} bytes early")
 
     async def _respond(self, request: Request) -> Response:
         if "origin" in request.headers:
@@ -275,7 +295,7 @@ class _Connection:
             log.exception("answering %s %s failed", request.method, request.target)
             return _short(404, "failed")
 
-    async def _send(self, data: bytes | memoryview) -> None:
+    async def _send(self, data: Bytes) -> None:
         with trio.fail_after(SEND_SECONDS_MAX):
             await self._stream.send_all(data)
 

@@ -52,6 +52,9 @@ def test_many_at_once(store: BlockStore) -> None:
     found = store.get_many([block.id for block in wanted])
     assert [block.id for block in found] == [block.id for block in wanted]
     assert [bytes(block.data) for block in found] == [block.data for block in wanted]
+    for size in (0, 100_000, 1_000_000, 10_000_000):  # any part of them fits into the buffer
+        again = store.get_many([block.id for block in wanted], bytearray(size))
+        assert [bytes(block.data) for block in again] == [block.data for block in wanted]
     assert store.get_many([]) == []
     with pytest.raises(BlockMissing):
         store.get_many([TEXT.id, NOISE.id])

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from gateway.pump import THREADS_MAX
 from gateway.server import (
     HEAD_BYTES_MAX,
     BodyBroken,
@@ -31,6 +32,25 @@ async def broken() -> AsyncIterator[bytes]:
     raise BodyBroken("no more")
 
 
+class Stored:
+    """A body that is read: `parts` one after the other, an exception among them is raised."""
+
+    def __init__(self, *parts: bytes | Exception) -> None:
+        self._parts = iter(parts)
+
+    def read(self, buffer: bytearray) -> list[bytes | memoryview]:
+        """Every second piece lies in the buffer, as a store's blocks do."""
+        part = next(self._parts, b"")
+        if isinstance(part, Exception):
+            raise part
+        half = len(part) // 2
+        buffer[:half] = part[:half]
+        return [memoryview(buffer)[:half], part[half:]] if part else []
+
+
+LARGE = [bytes([number]) * 1_000_000 for number in range(40)]
+
+
 async def answer(request: Request) -> Response:
     bodies: dict[str, Callable[[], Response]] = {
         "/": lambda: Response(200, (("X-A", "b"),), b"hello", 5),
@@ -38,6 +58,12 @@ async def answer(request: Request) -> Response:
         "/short": lambda: Response(200, (), pieces(b"hel"), 5),
         "/long": lambda: Response(200, (), pieces(b"hello", b"!"), 5),
         "/broken": lambda: Response(200, (), broken(), 8),
+        "/read": lambda: Response(200, (), Stored(b"hel", b"lo"), 5),
+        "/read-large": lambda: Response(200, (), Stored(*LARGE), 40_000_000),
+        "/read-reversed": lambda: Response(200, (), Stored(*LARGE[::-1]), 40_000_000),
+        "/read-short": lambda: Response(200, (), Stored(b"hel"), 5),
+        "/read-long": lambda: Response(200, (), Stored(b"hel", b"lo!"), 5),
+        "/read-broken": lambda: Response(200, (), Stored(b"half", BodyBroken("no more")), 8),
     }
     if request.target == "/error":
         raise RuntimeError("a mistake of ours")
@@ -54,14 +80,14 @@ class Client:
 
     async def read(self) -> bytes:
         """Until the other side closes, or nothing comes for a moment of quiet."""
-        data = b""
+        data = bytearray()
         while True:
             try:
                 part = await self.stream.receive_some()
             except trio.BrokenResourceError:
-                return data
+                return bytes(data)
             if not part:
-                return data
+                return bytes(data)
             data += part
 
     async def ask(self, target: str = "/", *headers: str, method: str = "GET") -> bytes:
@@ -189,7 +215,24 @@ async def test_endless_headers_are_cut_off() -> None:
         assert sent < 50 * HEAD_BYTES_MAX
 
 
-@pytest.mark.parametrize("target", ["/short", "/broken", "/long"])
+async def test_a_body_that_is_read_waits_for_its_client() -> None:
+    """A client that stops reading in the middle holds up nobody, and gets every byte."""
+    async with server() as (connect, _):
+        slow = [await connect() for _ in range(2 * THREADS_MAX)]
+        for number, client in enumerate(slow):
+            target = ("/read-large", "/read-reversed")[number % 2]
+            await client.send(target, "Host: localhost", "Connection: close")
+        assert (await (await connect()).ask("/read")).endswith(b"\r\n\r\nhello")
+        for number, client in enumerate(slow[:6]):
+            body = (await client.read()).partition(b"\r\n\r\n")[2]
+            assert body == b"".join(LARGE[:: -1 if number % 2 else 1])
+        head = await (await connect()).ask("/read-large", method="HEAD")
+        assert b"Content-Length: 40000000\r\n" in head and head.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "target", ["/short", "/broken", "/long", "/read-short", "/read-broken", "/read-long"]
+)
 async def test_a_body_that_breaks_is_cut_and_never_ended(target: str) -> None:
     async with server() as (connect, _):
         client = await connect()
@@ -197,6 +240,7 @@ async def test_a_body_that_breaks_is_cut_and_never_ended(target: str) -> None:
         head, _, body = (await client.read()).partition(b"\r\n\r\n")
         announced = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
         assert len(body) < announced or target == "/long"
+        assert len(body) <= announced
         assert b"!" not in body
 
 

@@ -69,7 +69,12 @@ class Border:
 async def body(response: Response) -> bytes:
     if isinstance(response.body, bytes):
         return response.body
-    return b"".join([piece async for piece in response.body])
+    if isinstance(response.body, AsyncIterator):
+        return b"".join([bytes(piece) async for piece in response.body])
+    buffer, read = bytearray(100_000), b""
+    while pieces := response.body.read(buffer):
+        read += b"".join(pieces)
+    return read
 
 
 @asynccontextmanager
