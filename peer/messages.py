@@ -109,7 +109,10 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """`indexes` of a Want, or empty for all of it."""
+
     request: int
+    indexes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ class Swarm(Library):
         self._transport = transport
         self._configured = configured
         self._chance = chance
-        self._exchange = Exchange()
+        self._exchange = Exchange(transport.peer)
         self._asking: dict[PeerId, Asking] = {}
         self._answering: set[Answering] = set()
         self._manifests = Manifests(store)
@@ -451,8 +451,8 @@ class Swarm(Library):
                 self._covering(manifest)
             case HaveMore(manifest, indexes):
                 effects = self._exchange.has(now, peer, manifest, indexes)
-            case Refuse(request, _, indexes):
-                effects = self._exchange.refused(now, peer, request, indexes)
+            case Refuse(request, reason, indexes):
+                effects = self._exchange.refused(now, peer, request, reason, indexes)
             case _:
                 raise RemoteError(f"{peer} sent {type(message).__name__} unasked")
         await self._carry_out(effects)
@@ -466,8 +466,8 @@ class Swarm(Library):
             match effect:
                 case SendWant(peer, request, manifest, indexes):
                     self._tell(peer, Want(request, manifest, indexes))
-                case SendCancel(peer, request):
-                    self._tell(peer, Cancel(request))
+                case SendCancel(peer, request, indexes):
+                    self._tell(peer, Cancel(request, indexes))
                 case Keep():
                     tally = self._tally(effect.peer)
                     tally.blocks += 1

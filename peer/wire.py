@@ -167,8 +167,8 @@ def _split(message: Message) -> tuple[int, list[Any], Bytes]:
             return 10, [request, manifest, list(indexes)], b""
         case Sent(request, index, encoded):
             return 11, [request, index, int(encoded.codec), encoded.length], encoded.payload
-        case Cancel(request):
-            return 12, [request], b""
+        case Cancel(request, indexes):
+            return 12, [request, list(indexes)], b""
         case Refuse(request, reason, indexes):
             return 13, [request, reason, list(indexes)], b""
 
@@ -284,8 +284,8 @@ def _sent(fields: list[Any], body: bytes) -> Message:
 
 
 def _cancel(fields: list[Any], body: bytes) -> Message:
-    (request,) = fields
-    return Cancel(_number(request))
+    request, indexes = fields
+    return Cancel(_number(request), _indexes(indexes, WANT_INDEXES_MAX))
 
 
 def _refuse(fields: list[Any], body: bytes) -> Message:
