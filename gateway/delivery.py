@@ -137,8 +137,9 @@ class Deliveries:
     async def _from_peers(self, record: PathRecord) -> Fetch | None:
         public = is_signed(record, self._publish_keys)
         try:
-            offers = await self._swarm.find(record.store_hash, SOURCES_SECONDS_MAX, public=public)
-            offers += await self._swarm.please(
+            questions = self._swarm.questions
+            offers = await questions.find(record.store_hash, SOURCES_SECONDS_MAX, public=public)
+            offers += await questions.please(
                 record.store_hash, SOURCES_SECONDS_MAX, [peer for peer, _ in offers]
             )
             offers = [offer for offer in offers if offer[1].nar_hash == record.nar_hash]

@@ -90,13 +90,13 @@ class Fetch:
         Joins the one that is under way, if there is one for this manifest.
         """
         if offers is None:
-            offers = await swarm.find(record.store_hash, FIND_SECONDS_MAX, public=public)
+            offers = await swarm.questions.find(record.store_hash, FIND_SECONDS_MAX, public=public)
         offered = {offer.manifest: offer for _, offer in offers}
-        for wanted, peers in swarm.ranked(record, offers):
+        for wanted, peers in swarm.questions.ranked(record, offers):
             # Of an offer only the manifest counts: the signatures that we know stay.
             signatures = offered[wanted].manifest_signatures
             ours = replace(record, manifest=wanted, manifest_signatures=signatures)
-            got = await swarm.get_manifest(ours, peers)
+            got = await swarm.questions.get_manifest(ours, peers)
             if got is None:
                 continue
             fetch = swarm.fetches.get(wanted)
@@ -199,7 +199,7 @@ class Fetch:
     def blame(self) -> None:
         self.fail("its manifest is wrong")
         for peer in self.sources:
-            self._swarm.blame(peer, self.id)
+            self._swarm.questions.blame(peer, self.id)
 
     async def close(self) -> None:
         self.fail("its download was ended")

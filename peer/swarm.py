@@ -3,26 +3,25 @@
     configured address --dial--> Asking  --Have, Sent, Refuse--> Exchange --effects--> here
     inbound stream ------------> Answering (Library) --reads--> store, catalogue
 
-No decision is made here: whom to ask is `exchange`, who may have what is `catalogue`, what a NAR
-needs is `fetch`. A session that breaks is dropped, its peer's debts go to others, and a configured
-peer is dialled again with growing pauses.
+No decision is made here: whom to ask for a block is `exchange`, for a path `questions`; who may
+have what is `catalogue`, what a NAR needs is `fetch`. A session that breaks is dropped, its peer's
+debts go to others, and a configured peer is dialled again with growing pauses.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from chunker.digest import ManifestId
-from chunker.errors import ManifestError, StoreError
-from chunker.manifest import Manifest, decode_manifest
+from chunker.errors import StoreError
+from chunker.manifest import Manifest
 from chunker.manifests import Manifests
 from chunker.record import PathRecord
-from chunker.references import needles_digest
 from chunker.store import BlockStore
 
 from .answering import Answering, Library
@@ -30,7 +29,7 @@ from .asking import Asking
 from .catalogue import Catalogue
 from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
-from .fetch import Fetch, Offer, candidates
+from .fetch import Fetch
 from .identity import Address, PeerId
 from .keeping import Keeping
 from .messages import (
@@ -46,6 +45,7 @@ from .messages import (
     Watch,
 )
 from .pull_through import PullThrough
+from .questions import Questions
 from .transport import Stream, Transport
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 REDIAL_SECONDS_MIN = 0.5
 REDIAL_SECONDS_MAX = 30.0
-BLAMES_MAX = 10_000
 SESSIONS_PER_PEER_MAX = 4
 """One is enough; an old one may still be dying when the next comes."""
 AGENT = "narswarm/0.1"
@@ -113,9 +112,9 @@ class Swarm(Library):
         self._chance = chance
         self._exchange = Exchange(transport.peer)
         self._asking: dict[PeerId, Asking] = {}
+        self.questions = Questions(self._asking, store, policies, self.settled, self._ban)
         self._answering: set[Answering] = set()
         self._manifests = Manifests(store)
-        self._blamed: set[tuple[PeerId, ManifestId]] = set()
         self._opening: set[PeerId] = set()
         self._pull_through = PullThrough(self)
         self._undecided = {address.peer for address in configured if address.host is not None}
@@ -155,102 +154,6 @@ class Swarm(Library):
         self._undecided.discard(peer)
         self._changed.set()
         self._changed = trio.Event()
-
-    # -- questions ---------------------------------------------------------------------------
-
-    async def find(
-        self, store_hash: str, seconds: float, *, public: bool = False
-    ) -> list[tuple[PeerId, PathRecord]]:
-        """Who has this path, of the configured peers at once, and of strangers too if it is
-        `public`: whoever holds a path learns from the question that we want it. An error or
-        silence is no answer."""
-        # Peers that cannot be reached must leave time to ask those that can.
-        with trio.move_on_after(seconds / 2):
-            await self.settled()
-        found: list[tuple[PeerId, PathRecord]] = []
-
-        async def ask(asking: Asking) -> None:
-            record = (await asking.find([store_hash])).get(store_hash)
-            if record is not None:
-                found.append((asking.peer, record))
-
-        asked = [a for a in self._asking.values() if public or self.policies.knows(a.peer)]
-        await self._ask_all(asked, ask, seconds / 2)
-        return sorted(found, key=lambda item: item[0])
-
-    async def please(
-        self, store_hash: str, seconds: float, but: Iterable[PeerId]
-    ) -> list[tuple[PeerId, PathRecord]]:
-        """Ask LAN caches that we know to look at their own sources."""
-        found: list[tuple[PeerId, PathRecord]] = []
-        skipped = set(but)
-
-        async def ask(asking: Asking) -> None:
-            record = await asking.please(store_hash)
-            if record is not None:
-                found.append((asking.peer, record))
-
-        caches = [
-            asking
-            for asking in self._asking.values()
-            if asking.their.role == "peer"
-            and asking.peer not in skipped
-            and self.policies.knows(asking.peer)
-        ]
-        await self._ask_all(caches, ask, seconds)
-        return sorted(found, key=lambda item: item[0])
-
-    async def get_manifest(
-        self, record: PathRecord, peers: Sequence[PeerId]
-    ) -> tuple[Manifest, bytes] | None:
-        """The record's manifest from the first of `peers` that sends a fitting one."""
-        held = self.store.manifest(record.manifest)
-        if held is not None and (manifest := self._fitting(record, held)) is not None:
-            return manifest, held
-        for peer in peers:
-            asking = self._asking.get(peer)
-            if asking is None:
-                continue
-            try:
-                encoded = await asking.manifest(record.manifest)
-            except RemoteError as error:
-                await self._ban(peer, str(error))
-                continue
-            except PeerError:
-                continue
-            manifest = self._fitting(record, encoded)
-            if manifest is not None:
-                return manifest, encoded
-            self.blame(peer, record.manifest)
-        return None
-
-    def _fitting(self, record: PathRecord, encoded: bytes) -> Manifest | None:
-        try:
-            manifest = decode_manifest(encoded)
-        except ManifestError as error:
-            log.warning("a manifest for %s is malformed: %s", record.store_path, error)
-            return None
-        fits = (
-            manifest.nar_hash == record.nar_hash
-            and manifest.nar_size == record.nar_size
-            and manifest.needles_digest == needles_digest(record.needles)
-        )
-        return manifest if fits else None
-
-    def blame(self, peer: PeerId, manifest: ManifestId) -> None:
-        """`peer` vouched for a manifest that does not rebuild its NAR."""
-        log.warning("%s offered a manifest that is wrong: %s", peer, manifest.hex()[:16])
-        if len(self._blamed) >= BLAMES_MAX:
-            self._blamed.clear()
-        self._blamed.add((peer, manifest))
-
-    def ranked(
-        self, record: PathRecord, offers: Sequence[Offer]
-    ) -> list[tuple[ManifestId, list[PeerId]]]:
-        """Which manifests to try for this NAR, best first, and who offered each."""
-        fair = [offer for offer in offers if (offer[0], offer[1].manifest) not in self._blamed]
-        trusted = {o.manifest for _, o in fair if self.policies.trusted_manifest(o)}
-        return candidates(record, fair, trusted)
 
     # -- downloads ---------------------------------------------------------------------------
 
@@ -415,25 +318,6 @@ class Swarm(Library):
                 asking.tell(message)
             except SessionClosed as error:
                 log.info("%s", error)
-
-    async def _ask_all(
-        self,
-        sessions: Sequence[Asking],
-        ask: Callable[[Asking], Awaitable[None]],
-        seconds: float,
-    ) -> None:
-        async def one(asking: Asking) -> None:
-            try:
-                await ask(asking)
-            except RemoteError as error:
-                await self._ban(asking.peer, str(error))
-            except PeerError as error:
-                log.info("%s", error)
-
-        with trio.move_on_after(seconds):
-            async with trio.open_nursery() as nursery:
-                for asking in sessions:
-                    nursery.start_soon(one, asking)
 
     # -- effects -----------------------------------------------------------------------------
 

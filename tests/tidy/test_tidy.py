@@ -15,7 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FUNCTION_LINES_MAX = 50
 FILE_LINES_MAX = 400
 # Files and functions above the limits. This list may only shrink.
-LONG_FILES = {"chunker/packs.py": 428, "peer/swarm.py": 514}
+LONG_FILES = {"chunker/packs.py": 428}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 MAY_IMPORT = {
