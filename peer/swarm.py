@@ -30,20 +30,26 @@ from .catalogue import Catalogue
 from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
 from .fetch import Fetch
+from .growing import Growing, blocks_max
 from .identity import Address, PeerId
 from .keeping import Keeping
 from .messages import (
     PROTOCOL_VERSION,
     Cancel,
+    Grown,
+    Growth,
     Have,
     HaveMore,
     Hello,
     Message,
+    Please,
     Refuse,
     Sent,
     Want,
     Watch,
 )
+from .office import Office
+from .picker import DEALT_BYTES_MIN
 from .pull_through import PullThrough
 from .questions import Questions
 from .transport import Stream, Transport
@@ -110,9 +116,11 @@ class Swarm(Library):
         self._transport = transport
         self._configured = configured
         self._chance = chance
-        self._exchange = Exchange(transport.peer)
+        self.me = transport.peer
+        self.exchange = Exchange(transport.peer)
         self._asking: dict[PeerId, Asking] = {}
-        self.questions = Questions(self._asking, store, policies, self.settled, self._ban)
+        self.questions = Questions(self._asking, store, policies, self.settled, self.ban)
+        self.office = Office(self)
         self._answering: set[Answering] = set()
         self._manifests = Manifests(store)
         self._opening: set[PeerId] = set()
@@ -144,6 +152,12 @@ class Swarm(Library):
     def sessions(self) -> tuple[PeerId, ...]:
         return tuple(sorted(self._asking))
 
+    def sessions_open(self) -> tuple[Asking, ...]:
+        return tuple(self._asking.values())
+
+    def answering(self) -> tuple[Answering, ...]:
+        return tuple(self._answering)
+
     async def settled(self) -> None:
         """Return when each configured peer was reached, or failed to be, once: a question asked
         before that would take "not connected yet" for "not there"."""
@@ -158,39 +172,61 @@ class Swarm(Library):
     # -- downloads ---------------------------------------------------------------------------
 
     async def begin(self, fetch: Fetch, missing: Iterable[int]) -> None:
-        """Put a fetch to work and ask its sources what they hold."""
-        manifest = fetch.manifest
-        effects = self._exchange.start(
-            trio.current_time(), fetch.id, manifest.blocks, tuple(manifest.lengths), missing
-        )
+        """Put a fetch to work; ask its sources what they hold, and the other members too, because
+        they may fetch the same NAR just now."""
+        manifest, now = fetch.manifest, trio.current_time()
+        if isinstance(manifest, Growing):
+            effects = self.exchange.start(
+                now, fetch.id, (), (), (), blocks_max=blocks_max(manifest.nar_size),
+                nar_bytes=manifest.nar_size, source=manifest.owner,
+            )  # fmt: skip
+        else:
+            lengths = tuple(manifest.lengths)
+            effects = self.exchange.start(now, fetch.id, manifest.blocks, lengths, missing)
         await self._carry_out(effects)
-        for peer in fetch.sources:
+        fellows = [peer for peer in self._asking if self.policies.knows(peer)]
+        large = manifest.nar_size >= DEALT_BYTES_MIN
+        for peer in dict.fromkeys([*fetch.sources, *(fellows if large else ())]):
             self._watch(peer, fetch.id)
 
     async def end(self, fetch: Fetch) -> None:
         if self.fetches.pop(fetch.id, None) is not None:
-            await self._carry_out(self._exchange.stop(trio.current_time(), fetch.id))
+            await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
+            if not isinstance(fetch.manifest, Growing):
+                self.catalogue.end(fetch.id)
+            self.restate(fetch.id)
 
     async def reading(self, fetch: Fetch, index: int) -> None:
-        await self._carry_out(self._exchange.moved(trio.current_time(), fetch.id, index))
+        await self._carry_out(self.exchange.moved(trio.current_time(), fetch.id, index))
 
     def covered(self, fetch: Fetch) -> bool:
-        return self._exchange.covered(fetch.id)
+        return self.exchange.covered(fetch.id)
 
     # -- Library -----------------------------------------------------------------------------
 
-    def load_manifest(self, wanted: ManifestId) -> Manifest | None:
-        return self._manifests.load(wanted)
+    def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None:
+        return self.office.load(wanted) or self._manifests.load(wanted)
 
     def is_filling(self, wanted: ManifestId) -> bool:
         fetch = self.fetches.get(wanted)
         pulled = wanted in self._pull_through.pulling
-        return pulled or (fetch is not None and not fetch.failed)
+        ours = self.office.ours(wanted)
+        grows = ours is not None and ours.state is Growth.GROWING
+        return pulled or grows or (fetch is not None and not fetch.failed)
 
-    async def look_for(self, asker: PeerId, store_hash: str) -> PathRecord | None:
-        return await self._pull_through.look_for(asker, store_hash)
+    def grows(self, wanted: ManifestId) -> Growing | None:
+        return self.office.ours(wanted)
 
-    def watched(self, record: PathRecord) -> None:
+    async def look_for(self, asker: PeerId, message: Please) -> PathRecord | None:
+        found = await self._pull_through.look_for(asker, message.store_hash)
+        return found or await self.office.look_for(asker, message)
+
+    def watched(self, watcher: PeerId, record: PathRecord) -> None:
+        """Whoever watches what we fetch as well has, or will have, blocks for us."""
+        fetch = self.fetches.get(record.manifest)
+        if fetch is not None and watcher not in fetch.sources:
+            fetch.sources.append(watcher)
+            self._watch(watcher, fetch.id)
         if self._nursery is not None and self._pull_through.begins(record):
             self._nursery.start_soon(self._pull_through.pull, record)
 
@@ -208,12 +244,12 @@ class Swarm(Library):
         return (
             peer not in self._asking
             and peer not in self._opening
-            and not self._exchange.is_banned(peer)
+            and not self.exchange.is_banned(peer)
             and self.policies.asks(peer)
         )
 
     async def _accept(self, stream: Stream) -> None:
-        if self._exchange.is_banned(stream.peer) or not self.policies.serves(stream.peer):
+        if self.exchange.is_banned(stream.peer) or not self.policies.serves(stream.peer):
             await stream.aclose()
             return
         if sum(a.peer == stream.peer for a in self._answering) >= SESSIONS_PER_PEER_MAX:
@@ -237,7 +273,7 @@ class Swarm(Library):
 
     async def _keep_session(self, address: Address) -> None:
         pause = REDIAL_SECONDS_MIN
-        while not self._exchange.is_banned(address.peer):
+        while not self.exchange.is_banned(address.peer):
             if self._wants_session(address.peer):
                 began = trio.current_time()
                 await self._session(address)
@@ -274,7 +310,8 @@ class Swarm(Library):
             tally = self._tally(asking.peer)
             tally.connected = False
             self.counters.wire_bytes += asking.bytes_received
-        effects = self._exchange.peer_gone(trio.current_time(), asking.peer)
+        self.office.gone(asking.peer)
+        effects = self.exchange.peer_gone(trio.current_time(), asking.peer)
         with trio.CancelScope(shield=True):
             await self._carry_out(effects)
 
@@ -325,18 +362,20 @@ class Swarm(Library):
         now = trio.current_time()
         match message:
             case Sent(request, index, encoded):
-                effects = self._exchange.arrived(now, peer, request, index, encoded)
+                effects = self.exchange.arrived(now, peer, request, index, encoded)
             case Have(manifest, filling, bitmap):
                 fetch = self.fetches.get(manifest)
-                count = 0 if fetch is None else len(fetch.manifest.blocks)
+                count = 0 if fetch is None else blocks_max(fetch.manifest.nar_size)
                 known = range(min(count, len(bitmap) * 8))
                 held = [n for n in known if bitmap[n >> 3] >> (n & 7) & 1]
-                effects = self._exchange.has(now, peer, manifest, held, filling)
+                effects = self.exchange.has(now, peer, manifest, held, filling)
                 self._covering(manifest)
             case HaveMore(manifest, indexes):
-                effects = self._exchange.has(now, peer, manifest, indexes)
+                effects = self.exchange.has(now, peer, manifest, indexes)
+            case Grown():
+                effects = await self.office.heard(peer, message)
             case Refuse(request, reason, indexes):
-                effects = self._exchange.refused(now, peer, request, reason, indexes)
+                effects = self.exchange.refused(now, peer, request, reason, indexes)
             case _:
                 raise RemoteError(f"{peer} sent {type(message).__name__} unasked")
         await self._carry_out(effects)
@@ -359,15 +398,15 @@ class Swarm(Library):
                     tally.wire_bytes += len(encoded.payload) if encoded else 0
                     await self._keeping.keep(effect)
                 case Ban(peer, reason):
-                    await self._ban(peer, reason)
+                    await self.ban(peer, reason)
                 case Stuck(manifest):
                     if (fetch := self.fetches.get(manifest)) is not None:
                         fetch.stuck()
 
-    async def _ban(self, peer: PeerId, reason: str) -> None:
+    async def ban(self, peer: PeerId, reason: str) -> None:
         log.warning("banned %s: %s", peer, reason)
         self.counters.bans += 1
-        effects = self._exchange.ban(trio.current_time(), peer)
+        effects = self.exchange.ban(trio.current_time(), peer)
         asking = self._asking.pop(peer, None)
         if asking is not None:
             self._tally(peer).connected = False
@@ -395,4 +434,4 @@ class Swarm(Library):
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_SECONDS)
-            await self._carry_out(self._exchange.tick(trio.current_time()))
+            await self._carry_out(self.exchange.tick(trio.current_time()))
