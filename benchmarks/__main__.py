@@ -1,6 +1,7 @@
 """python -m benchmarks NAME [--json]: measure, write benchmarks/results/DATE-NAME.json.
 
-python -m benchmarks table: write docs/performance.md from the newest result of each name.
+python -m benchmarks table: write docs/performance.md and docs/swarm.svg from the newest result of
+each name.
 """
 
 from __future__ import annotations
@@ -10,37 +11,71 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import core, session
+from benchmarks import core, page, session, swarm
+from benchmarks.hosts import NoHosts
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCUMENTS = Path(__file__).parents[1] / "docs"
 BENCHMARKS = {"core": core, "session": session}
+MEANING = {**core.MEANING, **session.MEANING, **swarm.MEANING}
+STOPPED_EXIT = 128 + signal.SIGTERM
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=[*BENCHMARKS, "table"])
-    parser.add_argument("--json", action="store_true", help="one object on stdout")
-    options = parser.parse_args()
+    options = _parser().parse_args()
     if options.name == "table":
-        PAGE.write_text(page())
+        results = page.newest(RESULTS)
+        (DOCUMENTS / "performance.md").write_text(page.text(results, MEANING))
+        if page.GROWTH in results:
+            (DOCUMENTS / page.PLOT_NAME).write_text(page.plot(results[page.GROWTH]))
         return 0
-    benchmark = BENCHMARKS[options.name]
-    figures = benchmark.run()
-    RESULTS.mkdir(exist_ok=True)
-    today = datetime.date.today().isoformat()
-    result = {"name": options.name, "date": today, **machine(), "figures": figures}
-    (RESULTS / f"{today}-{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    # What is made outside this process goes away with it, also when it is told to stop.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED_EXIT))
+    try:
+        name, figures = _measure(options)
+    except NoHosts as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    _write(name, figures)
     if options.json:
         print(json.dumps(figures))
     else:
-        for name, value in figures.items():
-            print(f"{name:22}{value}")
+        for figure, value in figures.items():
+            print(f"{figure:22}{value}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name in (*BENCHMARKS, "swarm"):
+        one = names.add_parser(name, description=sys.modules[f"benchmarks.{name}"].__doc__,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        one.add_argument("--json", action="store_true", help="one object on stdout")
+        if name == "swarm":
+            swarm.add_options(one)
+    names.add_parser("table", help="write the page and the plot")
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    if options.name == "swarm":
+        return swarm.run(options)
+    return options.name, dict(BENCHMARKS[options.name].run())
+
+
+def _write(name: str, figures: dict[str, object]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    today = datetime.date.today().isoformat()
+    words = [word for word in sys.argv[1:] if word != "--json"]
+    command = " ".join(("python -m benchmarks", *words))
+    result = {"name": name, "command": command, "date": today, **machine(), "figures": figures}
+    (RESULTS / f"{today}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def machine() -> dict[str, object]:
@@ -48,34 +83,6 @@ def machine() -> dict[str, object]:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {"commit": commit, "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def page() -> str:
-    """The table, made from what was measured; nothing in it is written by hand."""
-    lines = [
-        "# Performance",
-        "",
-        "Made by `python -m benchmarks table` from `benchmarks/results/`; ratios matter more than "
-        "figures.",
-    ]
-    for name, benchmark in BENCHMARKS.items():
-        files = sorted(RESULTS.glob(f"*-{name}.json"))
-        if not files:
-            continue
-        result = json.loads(files[-1].read_text())
-        lines += [
-            "",
-            f"## `python -m benchmarks {name}`",
-            "",
-            f"{result['date']}, commit {result['commit']}, {result['cores']} cores, Python "
-            f"{result['python']}.",
-            "",
-            "| figure | measured | what it is |",
-            "|---|---|---|",
-        ]
-        for figure, value in result["figures"].items():
-            lines.append(f"| {figure} | {value} | {benchmark.MEANING[figure]} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

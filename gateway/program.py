@@ -37,12 +37,14 @@ class Program:
         store: Path,
         *,
         module: str = "gateway.cli",
+        within: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> Program:
         """Run `words` (`gateway`, `peer` or `seed` and its options) with `store`; return when it
-        is ready. Its stderr goes to `store`.log. Raises GatewayError with the end of that."""
+        is ready. Its stderr goes to `store`.log. `within` goes before the command, as in
+        `ip netns exec NAME`. Raises GatewayError with the end of the log."""
         log = store.with_suffix(".log")
-        command = [sys.executable, "-m", module, *words, "--store", str(store)]
+        command = [*within, sys.executable, "-m", module, *words, "--store", str(store)]
         if "--listen" not in words:
             command += ["--listen", "127.0.0.1:0"]
         if words[0] == "gateway" and "--http-port" not in words:

@@ -1,0 +1,74 @@
+"""Many small NARs from an office neighbour, beside direct HTTP over the same office link.
+
+    nginx (office) ==rate==+
+    origin ==wan===========+ bridge ==rate== neighbour, which holds all of them
+                                    ==rate== client's gateway
+
+Both ways are walked by the same client in the same run, NIX_CONNECTIONS at once, each path a
+narinfo and then its NAR. Gateways have the origin behind the slow line as upstream, as everywhere;
+every figure is the median of ROUNDS, each with paths of its own and both ways in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from benchmarks.clients import Clients, Outcome
+from benchmarks.crowd import Figures, Shape
+from benchmarks.hosts import Host, hosts
+from benchmarks.members import Members, fill_store, store_of
+from benchmarks.origin import Nginx, Noise, write_cache
+from gateway.signing import generate
+
+ROUNDS = 3
+FAILED_SECONDS = 300.0
+
+
+def run(shape: Shape, top: Path) -> Figures:
+    """`shape.peers` machines: all but the last have a client, the last has everything. Raises
+    NoHosts."""
+    rates = [shape.wan_bits, *[shape.rate_bits] * (shape.peers + 1)]
+    top.mkdir(parents=True)
+    cache, key = top / "cache", generate("bench-1")
+    rounds = [
+        write_cache(cache, key, shape.paths, shape.size_bytes, seed) for seed in range(ROUNDS)
+    ]
+    trust = ("--no-nix-conf", "--trusted-public-key", key.public.text)
+    neighbour = shape.peers - 1
+    fill_store(store_of(top, neighbour), cache, trust)
+    with hosts(rates) as (far, near, *members):
+        origin, office = Nginx(far, cache, top / "far"), Nginx(near, cache, top / "near")
+        try:
+            options = (*trust, "--upstream", origin.url)
+            with Members(members, top, options) as gateways:
+                asking = members[:neighbour]
+                taken = [
+                    (_fetch(asking, [office.url] * neighbour, paths, top),
+                     _fetch(asking, gateways.urls()[:neighbour], paths, top))
+                    for paths in rounds
+                ]  # fmt: skip
+            everything = [path for paths in rounds for path in paths]
+            copies = origin.nar_bytes_sent(everything) / sum(p.nar_size for p in everything)
+        finally:
+            origin.stop()
+            office.stop()
+    return _figures(taken, copies)
+
+
+def _fetch(asking: list[Host], urls: list[str], paths: list[Noise], top: Path) -> list[Outcome]:
+    with Clients(list(zip(asking, urls, strict=True)), paths, top) as clients:
+        clients.go_all()
+        return clients.outcomes(FAILED_SECONDS)
+
+
+def _figures(taken: list[tuple[list[Outcome], list[Outcome]]], copies: float) -> Figures:
+    direct, swarm = ([max(o.seconds for o in both[way]) for both in taken] for way in (0, 1))
+    ratios = [ours / theirs for ours, theirs in zip(swarm, direct, strict=True)]
+    return {
+        "small_ratio": round(statistics.median(ratios), 2),
+        "small_seconds": round(statistics.median(swarm), 2),
+        "small_direct_seconds": round(statistics.median(direct), 2),
+        "origin_copies": round(copies, 3),
+        "failed_requests": sum(o.failed for both in taken for way in both for o in way),
+    }
