@@ -184,6 +184,11 @@ class Asking:
             except (trio.WouldBlock, trio.BrokenResourceError):
                 raise RemoteError(f"{self.peer} answered one question twice") from None
             return
+        if (
+            isinstance(message, Found | ManifestPart)
+            and 0 < -message.request % 2**32 <= self._request
+        ):
+            return  # we waited for it no longer
         await self._handler(self.peer, message)
 
 

@@ -105,9 +105,9 @@ class Growth(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """More of a growing manifest, from block `first` on, by its owner to who watches it; without
-    blocks it says only that bytes come. `rewrites` as in a manifest, relative to that block.
-    `final`: the ManifestId, once whole."""
+    """More of a growing manifest, from block `first` on, by its owner, who holds these blocks, to
+    who watches it; without blocks it says only that bytes come. `rewrites` as in a manifest,
+    relative to that block. `final`: the ManifestId, once whole."""
 
     manifest: ManifestId
     first: int

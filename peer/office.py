@@ -150,12 +150,13 @@ class Office:
         if not isinstance(following, Following) or following.owner != peer:
             return []
         new, missing = await following.grown(message)
-        growing = following.growing
-        return self._swarm.exchange.grow(
-            trio.current_time(), growing.id,
+        growing, exchange, now = following.growing, self._swarm.exchange, trio.current_time()
+        effects = exchange.grow(
+            now, growing.id,
             growing.blocks[new.start : new.stop], growing.lengths[new.start : new.stop],
             missing, whole=growing.state is Growth.WHOLE,
         )  # fmt: skip
+        return effects + exchange.has(now, peer, growing.id, new)  # what it tells of it has
 
     def gone(self, peer: PeerId) -> None:
         """Its session is over: who follows it must find another source."""
