@@ -23,6 +23,8 @@ from itertools import count
 
 NETWORK = "10.213.0"
 HOSTS_MAX = 250
+CONGESTION_CONTROL = "cubic"
+"""What Linux has unless somebody chose another; the kernel of this machine may."""
 COMMAND_SECONDS_MAX = 30.0
 BURST_BYTES = 128 * 1024
 QUEUE_MILLISECONDS = 50
@@ -85,6 +87,8 @@ def _connect(host: Host, hub: str, port: str, rate_bits: int | None) -> None:
     _run(*ip, "addr", "add", f"{host.address}/24", "brd", "+", "dev", "eth0")
     for device in ("eth0", "lo"):
         _run(*ip, "link", "set", device, "up")
+    _run(*ip, "route", "replace", f"{NETWORK}.0/24", "dev", "eth0", "src", host.address,
+         "congctl", CONGESTION_CONTROL)  # fmt: skip
     _run(*ip, "route", "add", "224.0.0.0/4", "dev", "eth0")
     if rate_bits is not None:
         for namespace, device in ((name, "eth0"), (hub, port)):

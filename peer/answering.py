@@ -1,19 +1,18 @@
 """The answering half of a session: one stream that a peer opened to us.
 
-Control answers and blocks leave through one writer. A block is read, decoded and hashed again just
-before it is sent: a rotten one is refused and forgotten here, so nobody can blame us for it.
+Control answers leave at once, between two messages of others; blocks when it is this session's turn
+(`sending`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from chunker.digest import Bytes, ManifestId
-from chunker.errors import BlockCorrupt, BlockMissing
 from chunker.manifest import Manifest
 from chunker.record import PathRecord, encode_record
 from chunker.store import BlockStore
@@ -36,11 +35,11 @@ from .messages import (
     Message,
     Please,
     Refuse,
-    Sent,
     Want,
     Watch,
 )
-from .serving import Due, Serving
+from .sending import Sending
+from .serving import Serving
 from .transport import Stream
 from .wire import (
     FOUND_BYTES_MAX,
@@ -48,7 +47,6 @@ from .wire import (
     MANIFEST_PART_BYTES_MAX,
     Decoder,
     encode,
-    pieces,
 )
 
 HELLO_SECONDS_MAX = 10.0
@@ -56,8 +54,6 @@ RECEIVE_BYTES = 64 * 1024
 HAVE_DELAY_SECONDS = 0.05
 SEND_SECONDS_MAX = 60.0
 """For one message; a peer slower than that is given up."""
-UNSENT_BYTES_MAX = 2 * 1024 * 1024
-"""Of blocks that were read and wait to be sent to one peer."""
 SIGN_SECONDS = 1.0
 """That bytes come is said so often where no block comes."""
 WATCHES_MAX = 4096
@@ -70,6 +66,7 @@ class Library(Protocol):
     store: BlockStore
     catalogue: Catalogue
     hello: Hello
+    sending: Sending
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None: ...
 
@@ -107,8 +104,8 @@ class Answering:
         self.bytes_sent = 0
         self._stream = stream
         self._library = library
-        self._serving = Serving()
-        self._work = trio.Event()
+        self.serving = Serving()
+        self._scope = trio.CancelScope()
         self._news: dict[ManifestId, list[int]] = {}
         self._restated: set[ManifestId] = set()
         self._told: dict[ManifestId, _Told] = {}
@@ -120,10 +117,31 @@ class Answering:
     async def run(self, greeted: Callable[[Answering], Awaitable[None]]) -> None:
         """Until the stream ends; the caller closes it."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_blocks)
-            nursery.start_soon(self._send_news)
-            await self._receive(nursery, greeted)
-            nursery.cancel_scope.cancel()
+            self._scope = nursery.cancel_scope
+            session = self._library.sending.join(self)
+            try:
+                nursery.start_soon(self._send_news)
+                await self._receive(nursery, greeted)
+                nursery.cancel_scope.cancel()
+            finally:
+                self._library.sending.leave(session)
+
+    def stop(self) -> None:
+        self._scope.cancel()
+
+    def sent(self, blocks: int, payload_bytes: int) -> None:
+        self.blocks_sent += blocks
+        self.bytes_sent += payload_bytes
+
+    async def send(self, *parts: Bytes) -> None:
+        """One message; others may come between two."""
+        async with self._writing:
+            with trio.fail_after(SEND_SECONDS_MAX):
+                for part in parts:
+                    await self._stream.send_all(part)
+
+    async def flush(self) -> None:
+        await self._stream.flush()
 
     def note(self, manifest: ManifestId, index: int) -> None:
         """A block of a watched manifest came in."""
@@ -178,19 +196,12 @@ class Answering:
             case Want():
                 await self._want(message)
             case Cancel():
-                self._serving.cancel(message)
+                self.serving.cancel(message)
             case _:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
     async def _say(self, message: Message) -> None:
-        await self._send(encode(message))
-
-    async def _send(self, *parts: Bytes) -> None:
-        """One message; others may come between two."""
-        async with self._writing:
-            with trio.fail_after(SEND_SECONDS_MAX):
-                for part in parts:
-                    await self._stream.send_all(part)
+        await self.send(encode(message))
 
     def _found(self, message: Find) -> Found:
         records: list[tuple[int, bytes]] = []
@@ -262,40 +273,9 @@ class Answering:
         visible = self._library.catalogue.may_read(self.peer, message.manifest) is not None
         manifest = self._library.load_manifest(message.manifest) if visible else None
         lengths = () if manifest is None else manifest.lengths
-        for refusal in self._serving.want(message, visible, lengths):
+        for refusal in self.serving.want(message, visible, lengths):
             await self._say(refusal)
-        self._work.set()
-
-    async def _send_blocks(self) -> None:
-        while True:
-            due = self._serving.next_blocks(UNSENT_BYTES_MAX)
-            if not due:
-                self._work = trio.Event()
-                await self._work.wait()
-                continue
-            # One trip to a thread for several blocks: the trip costs as much as hashing one.
-            blocks, payload_bytes, answers = await trio.to_thread.run_sync(self._read_all, due)
-            self.blocks_sent += blocks
-            self.bytes_sent += payload_bytes
-            for answer in answers:
-                await self._send(*answer)
-
-    def _read_all(self, due: Sequence[Due]) -> tuple[int, int, list[tuple[bytes, Bytes]]]:
-        """(blocks, their payload in bytes, the answers as frames)."""
-        answers = [self._read(one) for one in due]
-        sizes = [len(answer.encoded.payload) for answer in answers if isinstance(answer, Sent)]
-        return len(sizes), sum(sizes), [pieces(answer) for answer in answers]
-
-    def _read(self, due: Due) -> Message:
-        manifest = self._library.load_manifest(due.manifest)
-        try:
-            if manifest is None:
-                return Refuse(due.request, "not-here", (due.index,))
-            block = self._library.store.get(manifest.blocks[due.index])
-        except (BlockMissing, BlockCorrupt):
-            return Refuse(due.request, "not-here", (due.index,))
-        assert block.encoded is not None
-        return Sent(due.request, due.index, block.encoded)
+        self._library.sending.wake()
 
     async def _send_news(self) -> None:
         while True:

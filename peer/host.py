@@ -172,6 +172,10 @@ class _Stream:
         except Exception as error:
             raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
 
+    async def flush(self) -> None:
+        if self._fast is not None:
+            await self._fast.flush()
+
     async def aclose(self) -> None:
         with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS_MAX, shield=True):
             try:

@@ -97,6 +97,14 @@ class HaveMore:
     indexes: tuple[int, ...]
 
 
+class Urgency(IntEnum):
+    SOON = 0
+    """A reader waits for it."""
+    FIRM = 1
+    SPARE = 2
+    """Only if the uplink has nothing else to carry: others should bring it."""
+
+
 class Growth(IntEnum):
     GROWING = 0
     WHOLE = 1
@@ -123,8 +131,7 @@ class Want:
     request: int
     manifest: ManifestId
     indexes: tuple[int, ...]
-    soon: bool = False
-    """A reader waits for these."""
+    urgency: Urgency = Urgency.FIRM
 
 
 @dataclass(frozen=True, slots=True)

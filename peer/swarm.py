@@ -52,6 +52,7 @@ from .office import Office
 from .picker import DEALT_BYTES_MIN
 from .pull_through import PullThrough
 from .questions import Questions
+from .sending import Sending
 from .transport import Stream, Transport
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Swarm(Library):
         self._opening: set[PeerId] = set()
         self._pull_through = PullThrough(self)
         self._undecided = {address.peer for address in configured if address.host is not None}
+        self.sending = Sending(store, self.load_manifest)
         self._keeping = Keeping(store, self._stored, self._not_stored)
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
@@ -139,6 +141,7 @@ class Swarm(Library):
                     nursery.start_soon(self._keep_session, address)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._keeping.run)
+            nursery.start_soon(self.sending.run)
             task_status.started()
 
     def discovered(self, address: Address) -> None:
@@ -387,8 +390,8 @@ class Swarm(Library):
     async def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
-                case SendWant(peer, request, manifest, indexes):
-                    self._tell(peer, Want(request, manifest, indexes))
+                case SendWant(peer, request, manifest, indexes, urgency):
+                    self._tell(peer, Want(request, manifest, indexes, urgency))
                 case SendCancel(peer, request, indexes):
                     self._tell(peer, Cancel(request, indexes))
                 case Keep():

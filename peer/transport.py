@@ -33,6 +33,10 @@ class Stream(Protocol):
         """One writer at a time. Raises SessionClosed."""
         ...
 
+    async def flush(self) -> None:
+        """Until what was sent has left this process. Returns too when the stream broke."""
+        ...
+
     async def aclose(self) -> None:
         """Never raises; may be called twice."""
         ...
@@ -112,6 +116,9 @@ class MemoryStream:
                 raise SessionClosed(f"{self.peer} is gone")
             other._buffer += data[at : at + MEMORY_BUFFER_BYTES]
             other._wake()
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         self._ended = True

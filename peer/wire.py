@@ -39,6 +39,7 @@ from .messages import (
     Please,
     Refuse,
     Sent,
+    Urgency,
     Want,
     Watch,
 )
@@ -171,8 +172,8 @@ def _split(message: Message) -> tuple[int, list[Any], Bytes]:
             return 8, [manifest, filling], bitmap
         case HaveMore(manifest, indexes):
             return 9, [manifest, list(indexes)], b""
-        case Want(request, manifest, indexes, soon):
-            return 10, [request, manifest, list(indexes), soon], b""
+        case Want(request, manifest, indexes, urgency):
+            return 10, [request, manifest, list(indexes), int(urgency)], b""
         case Sent(request, index, encoded):
             return 11, [request, index, int(encoded.codec), encoded.length], encoded.payload
         case Cancel(request, indexes):
@@ -291,9 +292,9 @@ def _have_more(fields: list[Any], body: bytes) -> Message:
 
 
 def _want(fields: list[Any], body: bytes) -> Message:
-    request, manifest, indexes, soon = fields
+    request, manifest, indexes, urgency = fields
     wanted = _indexes(indexes, WANT_INDEXES_MAX)
-    return Want(_number(request), _manifest(manifest), wanted, _flag(soon))
+    return Want(_number(request), _manifest(manifest), wanted, Urgency(_number(urgency)))
 
 
 def _sent(fields: list[Any], body: bytes) -> Message:
