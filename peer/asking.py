@@ -16,6 +16,7 @@ from chunker.record import PathRecord, decode_record
 
 from .catalogue import salted
 from .errors import NotHere, PeerError, RemoteError, SessionClosed
+from .finding import Finding
 from .identity import PeerId
 from .messages import (
     PROTOCOL_VERSION,
@@ -52,6 +53,7 @@ class Asking:
         self._scope = trio.CancelScope()
         self._request = 0
         self._answers: dict[int, trio.MemorySendChannel[Message]] = {}
+        self._finding = Finding(self._find)
         self._out, self._out_end = trio.open_memory_channel[Message](UNSENT_MESSAGES_MAX)
 
     async def run(self, ready: Callable[[Asking], Awaitable[None]]) -> None:
@@ -60,6 +62,7 @@ class Asking:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self._send)
+                nursery.start_soon(self._finding.run)
                 await self._stream.send_all(encode(self._ours))
                 await self._receive(nursery, ready)
                 nursery.cancel_scope.cancel()
@@ -82,7 +85,10 @@ class Asking:
             raise SessionClosed(f"{self.peer} takes no more questions") from error
 
     async def find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
-        """Of up to 256 store hashes, the records this peer has for us."""
+        """The records this peer has for us. Questions of many callers go in one Find."""
+        return await self._finding.find(store_hashes)
+
+    async def _find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
         left, found = list(store_hashes), {}
         while left:
             questions = tuple(salted(self.their.salt, store_hash) for store_hash in left)

@@ -159,7 +159,9 @@ class Questions:
             try:
                 await ask(asking)
             except RemoteError as error:
-                await self._ban(asking.peer, str(error))
+                # All who shared a question hear of it; the first one acts.
+                if self._sessions.get(asking.peer) is asking:
+                    await self._ban(asking.peer, str(error))
             except PeerError as error:
                 log.info("%s", error)
 
