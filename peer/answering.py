@@ -26,6 +26,7 @@ from .messages import (
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Have,
     HaveMore,
     Hello,
@@ -38,6 +39,7 @@ from .messages import (
     Watch,
 )
 from .serving import Due, Serving
+from .summary import Change, Telling, Whole
 from .transport import Stream
 from .wire import (
     FOUND_BYTES_MAX,
@@ -57,6 +59,8 @@ UNSENT_BYTES_MAX = 2 * 1024 * 1024
 """Of blocks that were read and wait to be sent to one peer."""
 WATCHES_MAX = 4096
 PLEASES_MAX = 256
+FOUND_ON_LOOP_MAX = 8
+"""Each record that is looked up costs a read and signature checks."""
 
 
 class Library(Protocol):
@@ -65,6 +69,10 @@ class Library(Protocol):
     store: BlockStore
     catalogue: Catalogue
     hello: Hello
+
+    def knows(self, peer: PeerId) -> bool:
+        """It is configured here or a member, so that it may have a summary."""
+        ...
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | None: ...
 
@@ -94,6 +102,8 @@ class Answering:
         self._news: dict[ManifestId, list[int]] = {}
         self._restated: set[ManifestId] = set()
         self._news_event = trio.Event()
+        self._telling = Telling()
+        self._telling_event = trio.Event()
         self._writing = trio.Lock()
         self._pleases = 0
 
@@ -102,7 +112,11 @@ class Answering:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_blocks)
             nursery.start_soon(self._send_news)
-            await self._receive(nursery, greeted)
+            nursery.start_soon(self._send_summary)
+            try:
+                await self._receive(nursery, greeted)
+            finally:
+                self._library.catalogue.unlisten(self._changed)
             nursery.cancel_scope.cancel()
 
     def note(self, manifest: ManifestId, index: int) -> None:
@@ -138,6 +152,8 @@ class Answering:
 
     async def _answer(self, nursery: trio.Nursery, message: Message) -> None:
         match message:
+            case Find() if len(message.hashes) > FOUND_ON_LOOP_MAX:
+                await self._say(await trio.to_thread.run_sync(self._found, message))
             case Find():
                 await self._say(self._found(message))
             case Please():
@@ -154,6 +170,8 @@ class Answering:
                 await self._want(message)
             case Cancel():
                 self._serving.cancel(message)
+            case GetSummary(request):
+                await self._get_summary(request)
             case _:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
@@ -269,3 +287,47 @@ class Answering:
             for wanted in sorted(restated):
                 if (whole := self._library.load_manifest(wanted)) is not None:
                     await self._say_have(wanted, whole)
+
+    async def _get_summary(self, request: int) -> None:
+        if not self._library.knows(self.peer):
+            await self._say(Refuse(request, "not-here", ()))
+            return
+        self._library.catalogue.listen(self._changed)
+        self._telling.asked(request)
+        self._telling_event.set()
+
+    def _changed(self, record: PathRecord, held: bool) -> None:
+        self._telling.changed(record, held)
+        self._telling_event.set()
+
+    async def _send_summary(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._telling.wake_at):
+                await self._telling_event.wait()
+            self._telling_event = trio.Event()
+            match self._telling.next(trio.current_time()):
+                case Whole():
+                    await self._say_whole()
+                case [*changes]:
+                    await self._say_changes(changes)
+
+    async def _say_whole(self) -> None:
+        prefixes = await trio.to_thread.run_sync(self._library.catalogue.prefixes, self.peer)
+        for message in self._telling.whole(prefixes):
+            await self._say(message)
+
+    async def _say_changes(self, changes: Sequence[Change]) -> None:
+        # In a thread, because the policy checks signatures.
+        added, removed = await trio.to_thread.run_sync(self._may_know, changes)
+        delta = self._telling.delta(added, removed)
+        if delta is not None:
+            await self._say(delta)
+
+    def _may_know(self, changes: Sequence[Change]) -> tuple[list[bytes], list[bytes]]:
+        added, removed = (
+            self._library.catalogue.for_asker(
+                self.peer, [change.record for change in changes if change.held is held]
+            )
+            for held in (True, False)
+        )
+        return added, removed

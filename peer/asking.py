@@ -1,11 +1,13 @@
 """The asking half of a session: one stream that we opened to one peer.
 
-Questions with one answer go through `ask`; what comes unasked (Have, Sent, Refuse of blocks) goes
-to the swarm's handler. Every answer is checked here for shape, never for trust.
+Questions with one answer go through `ask`; a summary is kept here; what comes unasked (Have, Sent,
+Refuse of blocks) goes to the swarm's handler. Every answer is checked here for shape, never for
+trust.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -23,14 +25,20 @@ from .messages import (
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Hello,
     ManifestPart,
     Message,
     Please,
     Refuse,
+    SummaryDelta,
+    SummaryPart,
 )
+from .summary import Heard
 from .transport import Stream
 from .wire import MANIFEST_BYTES_MAX, Decoder, encode
+
+log = logging.getLogger(__name__)
 
 ASK_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
@@ -53,6 +61,7 @@ class Asking:
         self._scope = trio.CancelScope()
         self._request = 0
         self._answers: dict[int, trio.MemorySendChannel[Message]] = {}
+        self._heard = Heard(b"")
         self._finding = Finding(self._find)
         self._out, self._out_end = trio.open_memory_channel[Message](UNSENT_MESSAGES_MAX)
 
@@ -87,6 +96,16 @@ class Asking:
     async def find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
         """The records this peer has for us. Questions of many callers go in one Find."""
         return await self._finding.find(store_hashes)
+
+    def get_summary(self) -> None:
+        """Ask for what they hold, now and from now on."""
+        request = self._next_request()
+        self._heard.asks(request)
+        self.tell(GetSummary(request))
+
+    def may_hold(self, store_hash: str) -> bool:
+        """False if their summary says that they do not: a question would be wasted."""
+        return self._heard.may_hold(store_hash)
 
     async def _find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
         left, found = list(store_hashes), {}
@@ -136,8 +155,7 @@ class Asking:
         return found
 
     async def _ask(self, make: Callable[[int], Message]) -> Message:
-        self._request += 1
-        request = -self._request & 0xFFFFFFFF  # never the number of a Want
+        request = self._next_request()
         send, receive = trio.open_memory_channel[Message](1)
         self._answers[request] = send
         try:
@@ -152,6 +170,10 @@ class Asking:
             del self._answers[request]
             send.close()
             receive.close()
+
+    def _next_request(self) -> int:
+        self._request += 1
+        return -self._request & 0xFFFFFFFF  # never the number of a Want
 
     async def _send(self) -> None:
         async for message in self._out_end:
@@ -180,6 +202,7 @@ class Asking:
         if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
             raise RemoteError(f"{self.peer} speaks another version of the protocol")
         self.their = message
+        self._heard = Heard(message.salt)
 
     async def _dispatch(self, message: Message) -> None:
         answer = self._answers.get(getattr(message, "request", -1))
@@ -189,7 +212,13 @@ class Asking:
             except (trio.WouldBlock, trio.BrokenResourceError):
                 raise RemoteError(f"{self.peer} answered one question twice") from None
             return
-        await self._handler(self.peer, message)
+        if isinstance(message, SummaryPart | SummaryDelta):
+            if not self._heard.hear(message):
+                self.get_summary()
+        elif isinstance(message, Refuse) and self._heard.refused(message.request):
+            log.info("%s tells no summary: %s", self.peer, message.reason)
+        else:
+            await self._handler(self.peer, message)
 
 
 def _finding(questions: tuple[bytes, ...]) -> Callable[[int], Message]:

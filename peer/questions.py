@@ -1,11 +1,12 @@
 """What is asked of peers about a path: who has it, what its manifest is, whose word on it counts.
 
-    find --------> Find to configured peers (and strangers, where public) --> offers
-    please ------> Please to LAN caches that we know ----------------------> offers
+    find --------> Find to those whose summary has it (and strangers, where public) --> offers
+    please ------> Please to LAN caches that we know ---------------------------------> offers
     ranked ------> manifests of the offers, best first, less what was blamed on who offers
     get_manifest -> the first fitting one of those who offer it
 
-An answer that breaks the protocol bans its sender; an error or silence is only no answer.
+Once the summaries of all peers are here, a path that nobody has costs no packet. An answer that
+breaks the protocol bans its sender; an error or silence is only no answer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from chunker.store import BlockStore
 
 from .asking import Asking
 from .errors import PeerError, RemoteError
-from .fetch import Offer, candidates
+from .fetch import Fetch, Offer, candidates
 from .identity import PeerId
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class Questions:
         self, store_hash: str, seconds: float, *, public: bool = False
     ) -> list[tuple[PeerId, PathRecord]]:
         """Who has this path, of the configured peers at once, and of strangers too if it is
-        `public`: whoever holds a path learns from the question that we want it. An error or
-        silence is no answer."""
+        `public`: whoever holds a path learns from the question that we want it. Who told a summary
+        without it is not asked. An error or silence is no answer."""
         # Peers that cannot be reached must leave time to ask those that can.
         with trio.move_on_after(seconds / 2):
             await self._settled()
@@ -71,9 +72,23 @@ class Questions:
             if record is not None:
                 found.append((asking.peer, record))
 
-        asked = [a for a in self._sessions.values() if public or self._policies.knows(a.peer)]
+        asked = [
+            asking
+            for asking in self._sessions.values()
+            if (public or self._policies.knows(asking.peer)) and asking.may_hold(store_hash)
+        ]
         await self._ask_all(asked, ask, seconds / 2)
         return sorted(found, key=lambda item: item[0])
+
+    async def joins(self, asking: Asking, fetch: Fetch) -> bool:
+        """Whether a peer that came while a download runs has the same NAR."""
+        if not (fetch.public or self._policies.knows(asking.peer)):
+            return False
+        try:
+            found = (await asking.find([fetch.record.store_hash])).get(fetch.record.store_hash)
+        except PeerError:
+            return False
+        return found is not None and found.manifest == fetch.id
 
     async def please(
         self, store_hash: str, seconds: float, but: Iterable[PeerId]

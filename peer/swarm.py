@@ -179,6 +179,9 @@ class Swarm(Library):
 
     # -- Library -----------------------------------------------------------------------------
 
+    def knows(self, peer: PeerId) -> bool:
+        return self.policies.knows(peer)
+
     def load_manifest(self, wanted: ManifestId) -> Manifest | None:
         return self._manifests.load(wanted)
 
@@ -285,20 +288,12 @@ class Swarm(Library):
         tally.role, tally.connected = asking.their.role, True
         log.info("connected to %s %s", asking.their.role, asking.peer)
         self._decided(asking.peer)
+        if self.knows(asking.peer):
+            asking.get_summary()
         for fetch in list(self.fetches.values()):
-            await self._join(asking, fetch)
-
-    async def _join(self, asking: Asking, fetch: Fetch) -> None:
-        """A peer came while a download runs: it may have the same NAR."""
-        if not (fetch.public or self.policies.knows(asking.peer)):
-            return
-        try:
-            found = (await asking.find([fetch.record.store_hash])).get(fetch.record.store_hash)
-        except PeerError:
-            return
-        if found is not None and found.manifest == fetch.id:
-            fetch.sources.append(asking.peer)
-            self._watch(asking.peer, fetch.id)
+            if await self.questions.joins(asking, fetch):
+                fetch.sources.append(asking.peer)
+                self._watch(asking.peer, fetch.id)
 
     def wire_bytes(self) -> int:
         """Everything received on asking streams since the start."""

@@ -18,6 +18,7 @@ from peer.messages import (
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Have,
     HaveMore,
     Hello,
@@ -26,6 +27,8 @@ from peer.messages import (
     Please,
     Refuse,
     Sent,
+    SummaryDelta,
+    SummaryPart,
     Want,
     Watch,
 )
@@ -47,6 +50,9 @@ MESSAGES: list[Message] = [
     Sent(6, 5, Encoded(Codec.ZSTD, 9, b"payload")),
     Cancel(6),
     Refuse(6, "not-here", (5,)),
+    GetSummary(7),
+    SummaryPart(7, 0, True, b"a" * 8 + b"b" * 8),
+    SummaryDelta(7, 1, b"c" * 8, b"a" * 8),
 ]
 STREAM = b"".join(map(encode, MESSAGES))
 
@@ -76,6 +82,9 @@ def test_any_split(step: int) -> None:
 BAD = {
     "unknown type": frame(99, [1]),
     "header too long": struct.pack("!II", 1 << 24 | (HEADER_BYTES_MAX + 1), 0),
+    "half a prefix": frame(21, [1, 0, True], b"1234567"),
+    "half an added prefix": frame(22, [1, 0, 4], b"12345678"),
+    "more added than is there": frame(22, [1, 0, 16], b"12345678"),
     "body where none may be": frame(12, [1], b"x"),
     "block of 513 KiB": struct.pack("!II", 11 << 24 | 5, 513 * 1024),
     "4 GiB of records": struct.pack("!II", 3 << 24 | 5, 0xFFFFFFFF),

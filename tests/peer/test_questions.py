@@ -1,0 +1,239 @@
+"""Who has it, cheaply: what is not asked, what is asked together, and what is asked ahead."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from chunker.record import PathRecord
+from chunker.store import MemoryStore
+from peer.answering import Answering
+from peer.asking import Asking
+from peer.catalogue import prefix
+from peer.identity import PeerId
+from peer.messages import (
+    Find,
+    Found,
+    GetSummary,
+    Message,
+    Refuse,
+    SummaryDelta,
+    SummaryPart,
+)
+from tests.peer.office import Node, Office, hold, make_path, office, until
+
+MEMBERS = 8
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PeerId, Message]]:
+    """Everything that anybody asks anybody, with who is asked."""
+    asked: list[tuple[PeerId, Message]] = []
+    tell = Asking.tell
+
+    def telling(self: Asking, message: Message) -> None:
+        asked.append((self.peer, message))
+        tell(self, message)
+
+    monkeypatch.setattr(Asking, "tell", telling)
+    return asked
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PeerId, Message]]:
+    """Everything that anybody answers, with who gets it."""
+    said: list[tuple[PeerId, Message]] = []
+    say = Answering._say
+
+    async def saying(self: Answering, message: Message) -> None:
+        said.append((self.peer, message))
+        await say(self, message)
+
+    monkeypatch.setattr(Answering, "_say", saying)
+    return said
+
+
+def heard_all(node: Node) -> bool:
+    """Every peer's summary is here."""
+    return all(asking._heard.is_whole for asking in node.swarm._asking.values())
+
+
+def held_by(place: Office, name: str, record: PathRecord) -> PathRecord:
+    """`record`, kept at `name` with a NAR of its own."""
+    nar = make_path(record.store_path[44:], 10)[1]
+    record = hold(place.stores.setdefault(name, MemoryStore()), record, nar)
+    if name in place.nodes:
+        place.nodes[name].catalogue.add(record)
+    return record
+
+
+def claims(node: Node, record: PathRecord) -> bool:
+    return any(asking.may_hold(record.store_hash) for asking in node.swarm._asking.values())
+
+
+async def members(place: Office) -> Node:
+    names = [f"member-{number}" for number in range(MEMBERS)]
+    for name in names:
+        await place.start(name, "gateway")
+    me = await place.start("me", "gateway", *names)
+    await until(lambda: heard_all(me))
+    return me
+
+
+async def test_a_miss_sends_nothing(questions: list[tuple[PeerId, Message]]) -> None:
+    async with office() as place:
+        me = await members(place)
+        questions.clear()
+        for number in range(100):
+            assert (
+                await me.swarm.questions.find(make_path(f"absent-{number}", 1)[0].store_hash, 2)
+                == []
+            )
+        assert questions == []
+
+
+async def test_only_who_claims_a_path_is_asked(questions: list[tuple[PeerId, Message]]) -> None:
+    async with office() as place:
+        record = held_by(place, "member-3", make_path("path", 10)[0])
+        me = await members(place)
+        questions.clear()
+        found = await me.swarm.questions.find(record.store_hash, 2)
+        assert found == [(place.peer("member-3"), record)]
+        assert [peer for peer, _ in questions] == [place.peer("member-3")]
+
+
+async def test_what_comes_later_is_claimed_and_what_goes_is_not() -> None:
+    async with office() as place:
+        me = await members(place)
+        record = held_by(place, "member-3", make_path("path", 10)[0])
+        await until(lambda: claims(me, record))
+        assert len(await me.swarm.questions.find(record.store_hash, 2)) == 1
+        place.nodes["member-3"].catalogue.remove(record)
+        await until(lambda: not claims(me, record))
+
+
+async def test_whose_summary_is_not_there_is_asked(
+    questions: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        me = await members(place)
+        asking = next(iter(me.swarm._asking.values()))
+        asking._heard.asks(0)
+        questions.clear()
+        assert await me.swarm.questions.find(make_path("absent", 1)[0].store_hash, 2) == []
+        assert [peer for peer, _ in questions] == [asking.peer]
+
+
+async def test_after_a_gap_the_summary_is_asked_for_anew(
+    questions: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        me = await members(place)
+        asking = next(iter(me.swarm._asking.values()))
+        request = asking._heard._request
+        assert request is not None
+        questions.clear()
+        await asking._dispatch(SummaryDelta(request, 99, b"", b""))
+        assert [type(message) for _, message in questions] == [GetSummary]
+        assert asking.may_hold(make_path("absent", 1)[0].store_hash)
+
+
+def told(answers: list[tuple[PeerId, Message]], asker: PeerId) -> bytes:
+    """All that summaries said to `asker`."""
+    said = b""
+    for peer, message in answers:
+        if peer == asker and isinstance(message, SummaryPart):
+            said += message.prefixes
+        elif peer == asker and isinstance(message, SummaryDelta):
+            said += message.added + message.removed
+    return said
+
+
+async def test_a_summary_tells_only_what_the_asker_may_have(
+    answers: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        first = held_by(place, "holder", make_path("private-1", 10)[0])
+        public = make_path("public", 10)[0]
+        place.allowed = lambda asker, record: (
+            asker == place.peer("friend") or record.store_hash == public.store_hash
+        )
+        holder = await place.start("holder", "gateway")
+        friend = await place.start("friend", "gateway", "holder")
+        other = await place.start("other", "gateway", "holder")
+        await until(lambda: heard_all(friend) and heard_all(other))
+        second = held_by(place, "holder", make_path("private-2", 10)[0])
+        await until(lambda: claims(friend, second))
+        holder.catalogue.remove(first)
+        await until(lambda: not claims(friend, first))
+        public = held_by(place, "holder", public)
+        await until(lambda: claims(other, public))
+        salt = holder.catalogue.salt
+        names = [prefix(salt, record.store_hash) for record in (first, second, first, public)]
+        assert told(answers, friend.peer) == b"".join(names)
+        assert told(answers, other.peer) == names[-1]
+
+
+async def test_a_stranger_is_told_no_summary(answers: list[tuple[PeerId, Message]]) -> None:
+    async with office() as place:
+        held_by(place, "holder", make_path("path", 10)[0])
+        await place.start("holder", "gateway")
+        stranger = await place.start("stranger", "gateway", "holder")
+        await until(lambda: heard_all(stranger))
+        answers.clear()
+        place.known = lambda peer: peer != stranger.peer
+        asking = next(iter(stranger.swarm._asking.values()))
+        asking.get_summary()
+        await until(lambda: asking._heard._request is None)
+        assert told(answers, stranger.peer) == b""
+        assert [type(message) for _, message in answers] == [Refuse]
+
+
+async def test_a_stranger_is_not_asked_for_a_summary(
+    questions: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        await place.start("stranger", "gateway")
+        place.known = lambda peer: False
+        await place.start("me", "gateway", "stranger")
+        assert not any(isinstance(message, GetSummary) for _, message in questions)
+
+
+async def test_many_lookups_are_few_messages(questions: list[tuple[PeerId, Message]]) -> None:
+    async with office() as place:
+        records = [
+            held_by(place, "member-0", make_path(f"path-{number}", 10)[0]) for number in range(100)
+        ]
+        me = await members(place)
+        questions.clear()
+        found: list[PathRecord] = []
+
+        async def look_up(record: PathRecord) -> None:
+            found.extend(offer for _, offer in await me.swarm.questions.find(record.store_hash, 5))
+
+        async with trio.open_nursery() as nursery:
+            for record in records:
+                nursery.start_soon(look_up, record)
+        assert sorted(r.store_path for r in found) == sorted(r.store_path for r in records)
+        finds = [message for _, message in questions if isinstance(message, Find)]
+        assert len(finds) <= 2
+        assert sum(len(find.hashes) for find in finds) == len(records)
+
+
+async def test_a_bad_answer_that_many_share_bans_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with office() as place:
+        record = held_by(place, "member-0", make_path("path", 10)[0])
+        me = await members(place)
+        monkeypatch.setattr(
+            Answering, "_found", lambda self, find: Found(find.request, 1, ((0, b"nonsense"),))
+        )
+        found: list[object] = []
+
+        async def look_up() -> None:
+            found.extend(await me.swarm.questions.find(record.store_hash, 5))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(look_up)
+        assert found == [] and me.swarm.counters.bans == 1
