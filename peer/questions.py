@@ -1,6 +1,7 @@
 """What is asked of peers about a path: who has it, what its manifest is, whose word on it counts.
 
     find --------> Find to those whose summary has it (and strangers, where public) --> offers
+    look_up -----> an offer that came ahead, else find; then its references are asked for
     please ------> Please to LAN caches that we know ---------------------------------> offers
     ranked ------> manifests of the offers, best first, less what was blamed on who offers
     get_manifest -> the first fitting one of those who offer it
@@ -21,10 +22,13 @@ from chunker.digest import ManifestId
 from chunker.errors import ManifestError
 from chunker.manifest import Manifest, decode_manifest
 from chunker.record import PathRecord
+from chunker.record import store_hash as hash_part
 from chunker.references import needles_digest
 from chunker.store import BlockStore
 
-from .asking import Asking
+from .ahead import Ahead
+from .asking import ASK_SECONDS_MAX, Asking
+from .catalogue import Catalogue
 from .errors import PeerError, RemoteError
 from .fetch import Fetch, Offer, candidates
 from .identity import PeerId
@@ -45,16 +49,61 @@ class Questions:
         self,
         sessions: Mapping[PeerId, Asking],
         store: BlockStore,
+        catalogue: Catalogue,
         policies: Policies,
         settled: Callable[[], Awaitable[None]],
         ban: Callable[[PeerId, str], Awaitable[None]],
     ) -> None:
         self._sessions = sessions
         self._store = store
+        self._catalogue = catalogue
         self._policies = policies
         self._settled = settled
         self._ban = ban
         self._blamed: set[tuple[PeerId, ManifestId]] = set()
+        self._ahead = Ahead()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Ask ahead, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await trio.sleep_forever()
+
+    async def look_up(self, store_hash: str, seconds: float) -> list[Offer]:
+        """Somebody known who has this path, without a question if it was asked ahead. For sources
+        of its blocks ask `find`."""
+        offer = self._ahead.offer(trio.current_time(), store_hash)
+        if offer is not None and offer[0] in self._sessions:
+            return [offer]
+        offers = await self.find(store_hash, seconds)
+        for peer, record in offers:
+            self._follow(peer, record)
+        return offers
+
+    def _follow(self, peer: PeerId, record: PathRecord) -> None:
+        """Who had one path of a closure is asked for the next. Only for what a trusted key signed:
+        nobody else's list of references is worth questions."""
+        asking = self._sessions.get(peer)
+        if asking is None or self._nursery is None or not self._policies.admits(record):
+            return
+        unknown = (
+            reference
+            for reference in map(hash_part, record.references)
+            if not self._catalogue.holds(reference) and asking.may_hold(reference)
+        )
+        wanted = self._ahead.wants(trio.current_time(), peer, unknown)
+        if wanted:
+            self._nursery.start_soon(self._ask_ahead, asking, wanted)
+
+    async def _ask_ahead(self, asking: Asking, wanted: Sequence[str]) -> None:
+        async def ask(asking: Asking) -> None:
+            for record in (await asking.find(wanted)).values():
+                self._ahead.got(asking.peer, record)
+                self._follow(asking.peer, record)
+                await trio.lowlevel.checkpoint()  # each costs a signature
+
+        await self._ask_all([asking], ask, ASK_SECONDS_MAX)
 
     async def find(
         self, store_hash: str, seconds: float, *, public: bool = False

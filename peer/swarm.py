@@ -112,7 +112,9 @@ class Swarm(Library):
         self._chance = chance
         self._exchange = Exchange()
         self._asking: dict[PeerId, Asking] = {}
-        self.questions = Questions(self._asking, store, policies, self.settled, self._ban)
+        self.questions = Questions(
+            self._asking, store, catalogue, policies, self.settled, self._ban
+        )
         self._answering: set[Answering] = set()
         self._manifests = Manifests(store)
         self._opening: set[PeerId] = set()
@@ -131,6 +133,7 @@ class Swarm(Library):
                     nursery.start_soon(self._keep_session, address)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._keeping.run)
+            nursery.start_soon(self.questions.run)
             task_status.started()
 
     def discovered(self, address: Address) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import trio
 import trio.testing
@@ -237,3 +240,89 @@ async def test_a_bad_answer_that_many_share_bans_once(monkeypatch: pytest.Monkey
             for _ in range(20):
                 nursery.start_soon(look_up)
         assert found == [] and me.swarm.counters.bans == 1
+
+
+# -- records ahead ---------------------------------------------------------------------------
+
+
+def closure(place: Office, name: str, levels: int, width: int) -> list[list[PathRecord]]:
+    """Level by level from the top; each path refers to all of the level below."""
+    below: tuple[str, ...] = ()
+    found: list[list[PathRecord]] = []
+    for level in reversed(range(levels)):
+        records = [
+            replace(make_path(f"closure-{level}-{number}", 10)[0], references=below)
+            for number in range(width if level else 1)
+        ]
+        found.insert(0, [held_by(place, name, record) for record in records])
+        below = tuple(sorted(record.store_path for record in records))
+    return found
+
+
+def finds_by_peer(questions: list[tuple[PeerId, Message]]) -> Counter[PeerId]:
+    return Counter(peer for peer, message in questions if isinstance(message, Find))
+
+
+async def test_the_rest_of_a_closure_is_there_before_it_is_asked_for(
+    questions: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        levels = closure(place, "member-0", levels=4, width=20)
+        me = await members(place)
+        questions.clear()
+        holder = place.peer("member-0")
+        top = levels[0][0]
+        assert await me.swarm.questions.look_up(top.store_hash, 2) == [(holder, top)]
+        bottom = [record.store_hash for record in levels[-1]]
+        ahead = me.swarm.questions._ahead
+        await until(lambda: all(ahead.offer(trio.current_time(), name) for name in bottom))
+        assert finds_by_peer(questions) == {holder: len(levels)}
+        questions.clear()
+        for level in levels[1:]:
+            for record in level:
+                assert await me.swarm.questions.look_up(record.store_hash, 2) == [(holder, record)]
+        assert questions == []
+
+
+async def test_what_is_here_or_nowhere_is_not_asked_for_ahead(
+    questions: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        levels = closure(place, "member-0", levels=2, width=5)
+        for record in levels[1][:3]:
+            held_by(place, "me", record)
+        place.stores["member-0"]._records.pop(levels[1][4].store_hash)
+        me = await members(place)
+        questions.clear()
+        await me.swarm.questions.look_up(levels[0][0].store_hash, 2)
+        ahead = me.swarm.questions._ahead
+        wanted = levels[1][3].store_hash
+        await until(lambda: ahead.offer(trio.current_time(), wanted) is not None)
+        asked = [h for _, message in questions if isinstance(message, Find) for h in message.hashes]
+        assert len(asked) == 2
+
+
+async def test_what_no_trusted_key_signed_leads_to_no_questions(
+    questions: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        levels = closure(place, "member-0", levels=2, width=5)
+        me = await members(place)
+        policies = replace(me.swarm.policies, admits=lambda record: False)
+        me.swarm.questions._policies = policies
+        questions.clear()
+        assert len(await me.swarm.questions.look_up(levels[0][0].store_hash, 2)) == 1
+        await trio.testing.wait_all_tasks_blocked()
+        assert sum(finds_by_peer(questions).values()) == 1
+
+
+async def test_an_offer_of_a_peer_that_left_does_not_count() -> None:
+    async with office() as place:
+        levels = closure(place, "member-0", levels=2, width=1)
+        me = await members(place)
+        await me.swarm.questions.look_up(levels[0][0].store_hash, 2)
+        ahead, name = me.swarm.questions._ahead, levels[1][0].store_hash
+        await until(lambda: ahead.offer(trio.current_time(), name) is not None)
+        place.network.cut(place.peer("member-0"))
+        await until(lambda: place.peer("member-0") not in me.swarm.sessions())
+        assert await me.swarm.questions.look_up(name, 2) == []
