@@ -2,8 +2,8 @@
 
 Nix asks for a path, then for its references, then for theirs: a round trip for each level. A peer
 that had one path of a closure most likely has the rest, so it is asked for the references at once,
-and what it offers waits here for Nix's question. Nothing here is trusted: the gateway admits an
-offer when it is asked for, like any other.
+and what it offers waits here for Nix's question. The gateway admits an offer when it is asked for,
+like any other.
 
 A path is asked for once in 30 s, of one peer, and no peer takes more than its share.
 """

@@ -78,14 +78,14 @@ class Questions:
             return [offer]
         offers = await self.find(store_hash, seconds)
         for peer, record in offers:
-            self._follow(peer, record)
+            if self._policies.admits(record):
+                self._follow(peer, record)
         return offers
 
     def _follow(self, peer: PeerId, record: PathRecord) -> None:
-        """Who had one path of a closure is asked for the next. Only for what a trusted key signed:
-        nobody else's list of references is worth questions."""
+        """Who had one path of a closure is asked for the next."""
         asking = self._sessions.get(peer)
-        if asking is None or self._nursery is None or not self._policies.admits(record):
+        if asking is None or self._nursery is None:
             return
         unknown = (
             reference
@@ -99,9 +99,11 @@ class Questions:
     async def _ask_ahead(self, asking: Asking, wanted: Sequence[str]) -> None:
         async def ask(asking: Asking) -> None:
             for record in (await asking.find(wanted)).values():
-                self._ahead.got(asking.peer, record)
-                self._follow(asking.peer, record)
                 await trio.lowlevel.checkpoint()  # each costs a signature
+                # Without one it would hide what honest peers have, or lead us on and on.
+                if self._policies.admits(record):
+                    self._ahead.got(asking.peer, record)
+                    self._follow(asking.peer, record)
 
         await self._ask_all([asking], ask, ASK_SECONDS_MAX)
 

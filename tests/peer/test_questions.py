@@ -326,3 +326,20 @@ async def test_an_offer_of_a_peer_that_left_does_not_count() -> None:
         place.network.cut(place.peer("member-0"))
         await until(lambda: place.peer("member-0") not in me.swarm.sessions())
         assert await me.swarm.questions.look_up(name, 2) == []
+
+
+async def test_a_forged_offer_ahead_hides_nobody_elses() -> None:
+    async with office() as place:
+        top, bottom = (level[0] for level in closure(place, "member-0", levels=2, width=1))
+        honest = held_by(place, "member-1", make_path(bottom.store_path[44:], 10)[0])
+        forged = replace(bottom, signatures=("forged-1:AAAA",))
+        place.stores["member-0"].put_record(forged)
+        me = await members(place)
+        policies = replace(me.swarm.policies, admits=lambda record: record != forged)
+        me.swarm.questions._policies = policies
+        assert len(await me.swarm.questions.look_up(top.store_hash, 2)) == 1
+        nursery = me.swarm.questions._nursery
+        assert nursery is not None
+        await until(lambda: not nursery.child_tasks)
+        found = await me.swarm.questions.look_up(bottom.store_hash, 2)
+        assert (place.peer("member-1"), honest) in found
