@@ -69,6 +69,8 @@ class Library(Protocol):
     store: BlockStore
     catalogue: Catalogue
     hello: Hello
+    summaries: trio.CapacityLimiter
+    """One is read at a time: each keeps a core busy, and the first spares the others its checks."""
 
     def knows(self, peer: PeerId) -> bool:
         """It is configured here or a member, so that it may have a summary."""
@@ -312,7 +314,9 @@ class Answering:
                     await self._say_changes(changes)
 
     async def _say_whole(self) -> None:
-        prefixes = await trio.to_thread.run_sync(self._library.catalogue.prefixes, self.peer)
+        prefixes = await trio.to_thread.run_sync(
+            self._library.catalogue.prefixes, self.peer, limiter=self._library.summaries
+        )
         for message in self._telling.whole(prefixes):
             await self._say(message)
 

@@ -103,6 +103,7 @@ class Swarm(Library):
     ) -> None:
         self.store = store
         self.catalogue = catalogue
+        self.summaries = trio.CapacityLimiter(1)
         self.hello = Hello(PROTOCOL_VERSION, role, catalogue.salt, AGENT)
         self.counters = Counters()
         self.fetches: dict[ManifestId, Fetch] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -240,6 +241,27 @@ async def test_a_bad_answer_that_many_share_bans_once(monkeypatch: pytest.Monkey
             for _ in range(20):
                 nursery.start_soon(look_up)
         assert found == [] and me.swarm.counters.bans == 1
+
+
+async def test_askers_that_come_together_share_the_checks() -> None:
+    """An office that starts at nine asks each member for its summary at once."""
+    async with office() as place:
+        for number in range(50):
+            held_by(place, "holder", make_path(f"path-{number}", 10)[0])
+        holder = await place.start("holder", "gateway")
+        judged: list[str] = []
+
+        def audience(record: PathRecord) -> int:
+            judged.append(record.store_path)
+            time.sleep(0.001)  # as a signature does, without the interpreter's lock
+            return 0
+
+        holder.catalogue._audience = audience
+        async with trio.open_nursery() as nursery:
+            for name in ("a", "b", "c", "d"):
+                nursery.start_soon(place.start, name, "gateway", "holder")
+        await until(lambda: all(heard_all(place.nodes[name]) for name in ("a", "b", "c", "d")))
+        assert len(judged) <= 50 + 4
 
 
 # -- records ahead ---------------------------------------------------------------------------
