@@ -173,7 +173,9 @@ class Answering:
             case Cancel():
                 self._serving.cancel(message)
             case GetSummary(request):
-                await self._get_summary(request)
+                self._library.catalogue.listen(self._changed)
+                self._telling.asked(request)
+                self._telling_event.set()
             case _:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
@@ -290,14 +292,6 @@ class Answering:
                 if (whole := self._library.load_manifest(wanted)) is not None:
                     await self._say_have(wanted, whole)
 
-    async def _get_summary(self, request: int) -> None:
-        if not self._library.knows(self.peer):
-            await self._say(Refuse(request, "not-here", ()))
-            return
-        self._library.catalogue.listen(self._changed)
-        self._telling.asked(request)
-        self._telling_event.set()
-
     def _changed(self, record: PathRecord, held: bool) -> None:
         self._telling.changed(record, held)
         self._telling_event.set()
@@ -307,11 +301,15 @@ class Answering:
             with trio.CancelScope(deadline=self._telling.wake_at):
                 await self._telling_event.wait()
             self._telling_event = trio.Event()
-            match self._telling.next(trio.current_time()):
-                case Whole():
-                    await self._say_whole()
-                case [*changes]:
-                    await self._say_changes(changes)
+            step = self._telling.next(trio.current_time())
+            if step is None:
+                continue
+            if not self._library.knows(self.peer):  # from the start, or it is a member no more
+                await self._say(self._telling.refuse("not-here"))
+            elif isinstance(step, Whole):
+                await self._say_whole()
+            else:
+                await self._say_changes(step)
 
     async def _say_whole(self) -> None:
         prefixes = await trio.to_thread.run_sync(

@@ -116,13 +116,19 @@ class Telling:
         taken = [self._changes.pop(key) for key in list(self._changes)[:DELTA_PREFIXES_MAX]]
         return taken or None
 
+    def refuse(self, reason: str) -> Refuse:
+        """Tell no more, until asked again."""
+        assert self._request is not None
+        refusal = Refuse(self._request, reason, ())
+        self._request = None
+        self._changes.clear()
+        return refusal
+
     def whole(self, prefixes: Sequence[bytes]) -> Iterator[Message]:
         """`prefixes`: what the asker may have, ascending; read after `next` said Whole."""
         assert self._request is not None
         if len(prefixes) > PREFIXES_MAX:
-            yield Refuse(self._request, "over-limit", ())
-            self._request = None
-            self._changes.clear()
+            yield self.refuse("over-limit")
             return
         step = SUMMARY_PART_PREFIXES_MAX
         for at in range(0, max(len(prefixes), 1), step):

@@ -20,6 +20,7 @@ from peer.messages import (
     Find,
     Found,
     GetSummary,
+    Hello,
     Message,
     Refuse,
     SummaryDelta,
@@ -183,15 +184,27 @@ async def test_a_stranger_is_told_no_summary(answers: list[tuple[PeerId, Message
     async with office() as place:
         held_by(place, "holder", make_path("path", 10)[0])
         await place.start("holder", "gateway")
+        place.known = lambda peer: peer == place.peer("holder")
         stranger = await place.start("stranger", "gateway", "holder")
-        await until(lambda: heard_all(stranger))
-        answers.clear()
-        place.known = lambda peer: peer != stranger.peer
         asking = next(iter(stranger.swarm._asking.values()))
-        asking.get_summary()
         await until(lambda: asking._heard._request is None)
         assert told(answers, stranger.peer) == b""
-        assert [type(message) for _, message in answers] == [Refuse]
+        assert [type(message) for _, message in answers if not isinstance(message, Hello)] == [
+            Refuse
+        ]
+
+
+async def test_who_is_a_member_no_more_is_told_nothing_more(
+    answers: list[tuple[PeerId, Message]],
+) -> None:
+    async with office() as place:
+        await place.start("holder", "gateway")
+        member = await place.start("member", "gateway", "holder")
+        await until(lambda: heard_all(member))
+        place.known = lambda peer: peer == place.peer("holder")
+        held_by(place, "holder", make_path("path", 10)[0])
+        await until(lambda: not heard_all(member))
+        assert told(answers, member.peer) == b""
 
 
 async def test_a_stranger_is_not_asked_for_a_summary(
