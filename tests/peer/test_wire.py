@@ -32,7 +32,7 @@ from peer.messages import (
     Want,
     Watch,
 )
-from peer.wire import HEADER_BYTES_MAX, Decoder, encode
+from peer.wire import _READERS, HEADER_BYTES_MAX, Decoder, encode
 
 M = ManifestId(b"m" * 32)
 MESSAGES: list[Message] = [
@@ -140,7 +140,7 @@ def test_a_flipped_byte_gives_messages_or_its_own_error(at: int, change: int) ->
         pass
 
 
-@given(st.integers(1, 13), st.recursive(
+@given(st.sampled_from(sorted(_READERS)), st.recursive(
     st.none() | st.booleans() | st.integers(-1, 1 << 33) | st.binary(max_size=40)
     | st.text(max_size=8), lambda inner: st.lists(inner, max_size=6), max_leaves=12,
 ), st.binary(max_size=50))  # fmt: skip
