@@ -30,7 +30,7 @@ from . import control, nixconf
 from .access import Access, find_access
 from .config import Config
 from .errors import ConfigError, StoreProblem
-from .offer import is_signed, policy
+from .offer import audience, is_signed, policy
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
 
@@ -104,7 +104,8 @@ async def node(config: Config) -> AsyncIterator[Node]:
     store = _open_store(config)
     try:
         may_have = policy(configured, keys, publish)
-        catalogue = Catalogue(store, secrets.token_bytes(32), may_have)
+        salt = secrets.token_bytes(32)
+        catalogue = Catalogue(store, salt, may_have, audience(keys, publish))
         transport = Libp2pTransport(identity, [_host_port(text) for text in config.listen])
         swarm = Swarm(
             transport,

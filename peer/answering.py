@@ -6,7 +6,7 @@ Control answers leave at once, between two messages of others; blocks when it is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from .messages import (
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Growth,
     Have,
     HaveMore,
@@ -40,6 +41,7 @@ from .messages import (
 )
 from .sending import Sending
 from .serving import Serving
+from .summary import Change, Telling, Whole
 from .transport import Stream
 from .wire import (
     FOUND_BYTES_MAX,
@@ -58,6 +60,8 @@ SIGN_SECONDS = 1.0
 """That bytes come is said so often where no block comes."""
 WATCHES_MAX = 4096
 PLEASES_MAX = 256
+FOUND_ON_LOOP_MAX = 8
+"""Each record that is looked up costs a read and signature checks."""
 
 
 class Library(Protocol):
@@ -67,6 +71,12 @@ class Library(Protocol):
     catalogue: Catalogue
     hello: Hello
     sending: Sending
+    summaries: trio.CapacityLimiter
+    """One is read at a time: each keeps a core busy, and the first spares the others its checks."""
+
+    def knows(self, peer: PeerId) -> bool:
+        """It is configured here or a member, so that it may have a summary."""
+        ...
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None: ...
 
@@ -111,6 +121,8 @@ class Answering:
         self._told: dict[ManifestId, _Told] = {}
         self._grew: set[ManifestId] = set()
         self._news_event = trio.Event()
+        self._telling = Telling()
+        self._telling_event = trio.Event()
         self._writing = trio.Lock()
         self._pleases = 0
 
@@ -121,10 +133,12 @@ class Answering:
             session = self._library.sending.join(self)
             try:
                 nursery.start_soon(self._send_news)
+                nursery.start_soon(self._send_summary)
                 await self._receive(nursery, greeted)
                 nursery.cancel_scope.cancel()
             finally:
                 self._library.sending.leave(session)
+                self._library.catalogue.unlisten(self._changed)
 
     def stop(self) -> None:
         self._scope.cancel()
@@ -181,6 +195,8 @@ class Answering:
 
     async def _answer(self, nursery: trio.Nursery, message: Message) -> None:
         match message:
+            case Find() if len(message.hashes) > FOUND_ON_LOOP_MAX:
+                await self._say(await trio.to_thread.run_sync(self._found, message))
             case Find():
                 await self._say(self._found(message))
             case Please():
@@ -197,6 +213,10 @@ class Answering:
                 await self._want(message)
             case Cancel():
                 self.serving.cancel(message)
+            case GetSummary(request):
+                self._library.catalogue.listen(self._changed)
+                self._telling.asked(request)
+                self._telling_event.set()
             case _:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
@@ -294,3 +314,45 @@ class Answering:
             for wanted in sorted(restated):
                 if (whole := self._library.load_manifest(wanted)) is not None:
                     await self._say_have(wanted, whole)
+
+    def _changed(self, record: PathRecord, held: bool) -> None:
+        self._telling.changed(record, held)
+        self._telling_event.set()
+
+    async def _send_summary(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._telling.wake_at):
+                await self._telling_event.wait()
+            self._telling_event = trio.Event()
+            step = self._telling.next(trio.current_time())
+            if step is None:
+                continue
+            if not self._library.knows(self.peer):  # from the start, or it is a member no more
+                await self._say(self._telling.refuse("not-here"))
+            elif isinstance(step, Whole):
+                await self._say_whole()
+            else:
+                await self._say_changes(step)
+
+    async def _say_whole(self) -> None:
+        prefixes = await trio.to_thread.run_sync(
+            self._library.catalogue.prefixes, self.peer, limiter=self._library.summaries
+        )
+        for message in self._telling.whole(prefixes):
+            await self._say(message)
+
+    async def _say_changes(self, changes: Sequence[Change]) -> None:
+        # In a thread, because the policy checks signatures.
+        added, removed = await trio.to_thread.run_sync(self._may_know, changes)
+        delta = self._telling.delta(added, removed)
+        if delta is not None:
+            await self._say(delta)
+
+    def _may_know(self, changes: Sequence[Change]) -> tuple[list[bytes], list[bytes]]:
+        added, removed = (
+            self._library.catalogue.for_asker(
+                self.peer, [change.record for change in changes if change.held is held]
+            )
+            for held in (True, False)
+        )
+        return added, removed

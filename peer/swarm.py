@@ -110,6 +110,7 @@ class Swarm(Library):
     ) -> None:
         self.store = store
         self.catalogue = catalogue
+        self.summaries = trio.CapacityLimiter(1)
         self.hello = Hello(PROTOCOL_VERSION, role, catalogue.salt, AGENT)
         self.counters = Counters()
         self.fetches: dict[ManifestId, Fetch] = {}
@@ -120,7 +121,7 @@ class Swarm(Library):
         self.me = transport.peer
         self.exchange = Exchange(transport.peer)
         self._asking: dict[PeerId, Asking] = {}
-        self.questions = Questions(self._asking, store, policies, self.settled, self.ban)
+        self.questions = Questions(self._asking, store, catalogue, policies, self.settled, self.ban)
         self.office = Office(self)
         self._answering: set[Answering] = set()
         self._manifests = Manifests(store)
@@ -142,6 +143,7 @@ class Swarm(Library):
             nursery.start_soon(self._tick)
             nursery.start_soon(self._keeping.run)
             nursery.start_soon(self.sending.run)
+            nursery.start_soon(self.questions.run)
             task_status.started()
 
     def discovered(self, address: Address) -> None:
@@ -206,6 +208,9 @@ class Swarm(Library):
         return self.exchange.covered(fetch.id)
 
     # -- Library -----------------------------------------------------------------------------
+
+    def knows(self, peer: PeerId) -> bool:
+        return self.policies.knows(peer)
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None:
         return self.office.load(wanted) or self._manifests.load(wanted)
@@ -325,20 +330,12 @@ class Swarm(Library):
         tally.role, tally.connected = asking.their.role, True
         log.info("connected to %s %s", asking.their.role, asking.peer)
         self._decided(asking.peer)
+        if self.knows(asking.peer):
+            asking.get_summary()
         for fetch in list(self.fetches.values()):
-            await self._join(asking, fetch)
-
-    async def _join(self, asking: Asking, fetch: Fetch) -> None:
-        """A peer came while a download runs: it may have the same NAR."""
-        if not (fetch.public or self.policies.knows(asking.peer)):
-            return
-        try:
-            found = (await asking.find([fetch.record.store_hash])).get(fetch.record.store_hash)
-        except PeerError:
-            return
-        if found is not None and found.manifest == fetch.id:
-            fetch.sources.append(asking.peer)
-            self._watch(asking.peer, fetch.id)
+            if await self.questions.joins(asking, fetch):
+                fetch.sources.append(asking.peer)
+                self._watch(asking.peer, fetch.id)
 
     def wire_bytes(self) -> int:
         """Everything received on asking streams since the start."""
