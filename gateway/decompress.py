@@ -113,9 +113,13 @@ class _Brotli:
     def pieces(self, data: bytes) -> Iterator[bytes]:
         if self._codec.is_finished():
             raise UpstreamLied("bytes after the end of the compressed NAR")
-        yield self._codec.process(data, output_buffer_limit=PIECE_BYTES)
-        while not self._codec.can_accept_more_data():
-            yield self._codec.process(b"", output_buffer_limit=PIECE_BYTES)
+        piece = self._codec.process(data, output_buffer_limit=PIECE_BYTES)
+        # It takes more input while it still holds output, so both are asked.
+        while piece or not self._codec.can_accept_more_data():
+            yield piece
+            if self._codec.is_finished():
+                return
+            piece = self._codec.process(b"", output_buffer_limit=PIECE_BYTES)
 
 
 class Decoder:
