@@ -17,7 +17,8 @@ import zstandard
 from .errors import UpstreamError, UpstreamLied
 
 PIECE_BYTES = 1024 * 1024
-XZ_MEMORY_BYTES_MAX = 256 * 1024 * 1024
+XZ_MEMORY_BYTES_MAX = 80 * 1024 * 1024
+"""`xz -9` needs 65 MiB, more only what nobody means well with."""
 ZSTD_WINDOW_BYTES_MAX = 1 << 27
 
 

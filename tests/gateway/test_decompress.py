@@ -104,6 +104,13 @@ def test_a_window_beyond_128_mib_is_refused() -> None:
         decode("zstd", packed, 1000)
 
 
+def test_an_xz_dictionary_beyond_the_largest_preset_is_refused() -> None:
+    decode("xz", lzma.compress(DATA, preset=9), len(DATA))
+    wide = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 128 << 20}]
+    with pytest.raises(UpstreamError):
+        decode("xz", lzma.compress(DATA, filters=wide), len(DATA))
+
+
 def test_an_unknown_compression_is_named() -> None:
     with pytest.raises(UpstreamError, match="'lz7' is not known"):
         make_decoder("lz7", 1)
