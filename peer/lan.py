@@ -37,6 +37,8 @@ class LanDiscovery:
     """`run` until cancelled; `found` is called in the trio loop with each address heard."""
 
     def __init__(self, identity: Identity, addresses: Iterable[Address]) -> None:
+        # A network that goes away while it speaks is no news of it; `surroundings` tells us.
+        logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
         self._identity = identity
         self._addresses = [
             address for address in addresses if address.port and not _is_loopback(address.host)
