@@ -78,7 +78,10 @@ class Node:
         if self.substituter is not None:
             answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
             answer["asked"] = list(self.substituter.asked)
-            answer.update(served_report(self.substituter, self.swarm.traffic))
+            upstream_bytes = self.substituter.deliveries.upstream_bytes
+            answer |= served_report(
+                self.substituter.served, upstream_bytes, self.swarm.traffic, self.upstream_rates
+            )
             transfers += self.upstream_rates.report(now)
         answer["transfers"] = transfers
         return answer

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peer.swarm import Swarm
 
     from .filling import Filling
-    from .substituter import Substituter
+    from .substituter import Served
 
 Report = dict[str, object]
 
@@ -83,16 +83,20 @@ def _peer(
     }
 
 
-def served_report(substituter: Substituter, traffic: Traffic) -> Report:
-    """What Nix was given, and where it came from. What was here before is told by subtraction from
-    what was fetched in this run: a NAR that was served twice came once."""
-    upstream = substituter.deliveries.upstream_bytes
-    fetched = traffic.kept_bytes + upstream
+def served_report(
+    served: Served, upstream_bytes: int, traffic: Traffic, under_way: UpstreamRates
+) -> Report:
+    """What Nix was given, and where it came from. `upstream_bytes`: of downloads that are over.
+    What was here before is told by subtraction: a NAR that was served twice came once, and of one
+    that is under way the rest is still to come, though Nix was promised it."""
+    upstream = upstream_bytes + under_way.received()
+    to_come = under_way.to_come() + traffic.to_come()
+    store = served.nar_bytes - traffic.kept_bytes - upstream - to_come
     return {
-        "served": vars(substituter.served),
-        "upstream_bytes": upstream,
+        "served": vars(served),
+        "upstream_bytes": upstream_bytes,
         "sources": {
-            "store": max(0, substituter.served.nar_bytes - fetched),
+            "store": max(0, store),
             "peers": traffic.kept_bytes,
             "upstreams": upstream,
         },
@@ -127,6 +131,13 @@ class UpstreamRates:
         for wanted, filling in current.items():
             _, rate = self._rates.setdefault(wanted, (filling, Rate()))
             rate.reach(now, filling.bytes_received)
+
+    def received(self) -> int:
+        return sum(rate.total for _, rate in self._rates.values())
+
+    def to_come(self) -> int:
+        sizes = ((filling.record.nar_size, rate.total) for filling, rate in self._rates.values())
+        return sum(max(0, size - done) for size, done in sizes)
 
     def report(self, now: float) -> list[Report]:
         return [

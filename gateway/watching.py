@@ -114,10 +114,8 @@ def _came_from(answer: Answer) -> list[str]:
     lines = []
     sources = answer.get("sources")
     if isinstance(sources, dict):
-        served = answer["served"]
-        assert isinstance(served, dict)
         lines.append(
-            f"gave Nix {size(served['nar_bytes'])}: {size(sources['store'])} were here, "
+            f"gave Nix {size(sum(sources.values()))}: {size(sources['store'])} were here, "
             f"{size(sources['peers'])} from peers, {size(sources['upstreams'])} from upstreams"
         )
     duplicates = _count(answer, "duplicate_bytes")

@@ -85,5 +85,9 @@ class Traffic:
                 transfer.rate.add(now, length)
                 transfer.sources[keep.peer] = transfer.sources.get(keep.peer, 0) + length
 
+    def to_come(self) -> int:
+        """Of all transfers under way."""
+        return sum(one.size - one.done for one in self.transfers.values())
+
     def end(self, wanted: ManifestId) -> None:
         self.transfers.pop(wanted, None)
