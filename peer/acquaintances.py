@@ -60,6 +60,8 @@ class _Known:
     rank: Rank
     addresses: list[Address] = field(default_factory=list)
     """Where to dial it; the first is next."""
+    configured: list[Address] = field(default_factory=list)
+    """Those that no hint can drive out."""
     number: bytes = b""
     due_at: float = math.inf
     not_before: float = -math.inf
@@ -88,6 +90,7 @@ class Acquaintances:
             known = self._know(address.peer, Rank.CONFIGURED)
             if address.host is not None:
                 known.addresses.append(address)
+                known.configured.append(address)
                 known.due_at = -math.inf
 
     def heard(self, now: float, address: Address, chance: float) -> None:
@@ -103,8 +106,10 @@ class Acquaintances:
         news = address.host is not None and address not in known.addresses
         if news:
             # Whoever has moved is where it was heard last.
+            hints = [one for one in known.addresses if one not in known.configured]
+            for old in hints[ADDRESSES_PER_PEER_MAX - 1 :]:
+                known.addresses.remove(old)
             known.addresses.insert(0, address)
-            del known.addresses[ADDRESSES_PER_PEER_MAX:]
             known.pause_seconds, known.failures, known.not_before = PAUSE_SECONDS_MIN, 0, now
         if news or address.host is None or known.due_at == math.inf:
             yields = address.host is not None and address.peer < self._me

@@ -141,6 +141,12 @@ def _look_up(zeroconf: Zeroconf, name: str) -> list[Address]:
                 found.append(parse_address(value.decode()))
             except (IdentityError, UnicodeDecodeError) as error:
                 log.info("mDNS: %s says nonsense: %s", name, error)
+    # A machine has several addresses; its TXT record names the first, which may be a bridge of its
+    # own containers. The others stand in its A and AAAA records.
+    for text in info.parsed_addresses()[:ADDRESSES_PER_SERVICE_MAX]:
+        for one in found[:1]:
+            if text != one.host and not ipaddress.ip_address(text).is_link_local:
+                found.append(Address(one.peer, text, one.port))
     return found
 
 

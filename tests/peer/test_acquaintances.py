@@ -12,6 +12,7 @@ import pytest
 
 from peer.acquaintances import (
     ACQUAINTANCES_MAX,
+    ADDRESSES_PER_PEER_MAX,
     CONNECTIONS_MAX,
     DIALS_AT_ONCE_MAX,
     FAILURES_MAX,
@@ -83,6 +84,19 @@ def test_a_peer_that_moved_is_dialled_at_once_where_it_was_heard_last() -> None:
     assert who.due(now) == [at("z", "10.0.0.9")]
     who.dialled(now, PeerId("z"), CHANCE)
     assert who.due(who.next_at()) == [at("z", "10.0.0.1")], "the old address has its turn"
+
+
+def test_hints_do_not_drive_out_a_configured_address() -> None:
+    who = machine(at("z", "10.0.0.1"))
+    for number in range(50):
+        who.heard(0, at("z", f"10.66.6.{number}"), CHANCE)
+    dialled, now = set(), 0.0
+    for _ in range(ADDRESSES_PER_PEER_MAX + 1):
+        now = max(now, who.next_at())
+        (address,) = who.due(now)
+        dialled.add(address)
+        who.dialled(now, PeerId("z"), CHANCE)
+    assert at("z", "10.0.0.1") in dialled and len(dialled) == ADDRESSES_PER_PEER_MAX + 1
 
 
 def test_a_name_that_nobody_answers_to_rests_until_it_is_heard_again_and_its_pause_is_over() -> (

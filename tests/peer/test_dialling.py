@@ -15,7 +15,7 @@ from tests.peer.office import hold, make_path, office, until
 BIG = 6_000_000
 
 
-async def test_of_more_than_fit_the_configured_one_stays() -> None:
+async def test_of_more_than_fit_those_that_are_of_use_stay() -> None:
     async with office() as place:
         me = await place.start("me", "peer")
         me.swarm.dialling.acquaintances._limit = 2
