@@ -53,6 +53,7 @@ class Asking:
 
     def __init__(self, stream: Stream, hello: Hello, handler: Handler) -> None:
         self.peer = stream.peer
+        self.remote_host = stream.remote_host
         self.their = Hello(0, "", b"", "")
         self.bytes_received = 0
         self._stream = stream

@@ -24,6 +24,8 @@ MEMORY_BUFFER_BYTES = 256 * 1024
 
 class Stream(Protocol):
     peer: PeerId
+    remote_host: str | None
+    """The address of the other end, where there is one."""
 
     async def receive_some(self, bytes_max: int) -> Bytes:
         """Empty at the end. Raises SessionClosed if the stream broke."""
@@ -60,6 +62,10 @@ class Transport(Protocol):
         """A new stream to exactly that peer. Raises Unreachable."""
         ...
 
+    async def hang_up(self, peer: PeerId) -> None:
+        """Close every connection with `peer`: the streams at both ends break. Never raises."""
+        ...
+
 
 class MemoryNetwork:
     """All transports of one test; `cut` takes a peer away, `restore` brings it back."""
@@ -86,6 +92,7 @@ class MemoryStream:
     def __init__(self, here: PeerId, peer: PeerId) -> None:
         self.here = here
         self.peer = peer
+        self.remote_host: str | None = None
         self.other: MemoryStream | None = None
         self._buffer = bytearray()
         self._ended = False
@@ -174,3 +181,9 @@ class MemoryTransport:
         network.streams += [ours, theirs]
         there._nursery.start_soon(there._handler, theirs)
         return ours
+
+    async def hang_up(self, peer: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        for stream in self._network.streams:
+            if {stream.here, stream.peer} == {self.peer, peer}:
+                stream.sever()
