@@ -24,7 +24,8 @@ from chunker.packs import PackStore
 from peer.catalogue import Catalogue
 from peer.errors import IdentityError
 from peer.identity import Address, Identity, PeerId, load_or_create, parse_address
-from peer.swarm import Policies, Swarm
+from peer.policies import Policies
+from peer.swarm import Swarm
 
 from . import control, nixconf
 from .access import Access, find_access

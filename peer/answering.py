@@ -18,8 +18,9 @@ from chunker.record import PathRecord, encode_record
 from chunker.store import BlockStore
 
 from .catalogue import Catalogue
-from .errors import RemoteError
+from .errors import RemoteError, SessionClosed
 from .identity import PeerId
+from .introductions import Introductions
 from .messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -33,7 +34,9 @@ from .messages import (
     Message,
     Please,
     Refuse,
+    Revoked,
     Sent,
+    Show,
     Want,
     Watch,
 )
@@ -56,6 +59,7 @@ SEND_SECONDS_MAX = 60.0
 UNSENT_BYTES_MAX = 2 * 1024 * 1024
 """Of blocks that were read and wait to be sent to one peer."""
 WATCHES_MAX = 4096
+UNTOLD_MESSAGES_MAX = 256
 PLEASES_MAX = 256
 
 
@@ -65,6 +69,11 @@ class Library(Protocol):
     store: BlockStore
     catalogue: Catalogue
     hello: Hello
+    introductions: Introductions
+
+    def welcomes(self, peer: PeerId) -> bool:
+        """Whether this peer, as far as it is known now, may have a session."""
+        ...
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | None: ...
 
@@ -96,14 +105,28 @@ class Answering:
         self._news_event = trio.Event()
         self._writing = trio.Lock()
         self._pleases = 0
+        self._told: list[Message] = []
+        self._scope = trio.CancelScope()
 
     async def run(self, greeted: Callable[[Answering], Awaitable[None]]) -> None:
         """Until the stream ends; the caller closes it."""
         async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
             nursery.start_soon(self._send_blocks)
             nursery.start_soon(self._send_news)
             await self._receive(nursery, greeted)
             nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """End the session from our side."""
+        self._scope.cancel()
+
+    def tell(self, message: Message) -> None:
+        """Something that was not asked for. Raises SessionClosed where nobody takes it."""
+        if len(self._told) >= UNTOLD_MESSAGES_MAX:
+            raise SessionClosed(f"{self.peer} does not listen")
+        self._told.append(message)
+        self._news_event.set()
 
     def note(self, manifest: ManifestId, index: int) -> None:
         """A block of a watched manifest came in."""
@@ -119,7 +142,7 @@ class Answering:
     async def _receive(
         self, nursery: trio.Nursery, greeted: Callable[[Answering], Awaitable[None]]
     ) -> None:
-        decoder, met = Decoder(), False
+        decoder, met, said_hello = Decoder(), False, False
         deadline = trio.current_time() + HELLO_SECONDS_MAX
         while True:
             with trio.CancelScope(deadline=float("inf") if met else deadline) as scope:
@@ -129,12 +152,36 @@ class Answering:
             for message in decoder.feed(data):
                 if met:
                     await self._answer(nursery, message)
-                    continue
-                if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
-                    raise RemoteError(f"{self.peer} speaks another version of the protocol")
-                met = True
-                await self._say(self._library.hello)
-                nursery.start_soon(greeted, self)
+                elif not said_hello:
+                    said_hello = True
+                    if not await self._greet(message):
+                        return
+                elif await self._show(message):
+                    met = True
+                    nursery.start_soon(greeted, self)
+                else:
+                    return
+
+    async def _greet(self, message: Message) -> bool:
+        """Whether the session may go on: strangers that are not served get no word."""
+        if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
+            raise RemoteError(f"{self.peer} speaks another version of the protocol")
+        introductions = self._library.introductions
+        pools = introductions.recognised(self.peer, message)
+        if not pools and not self._library.welcomes(self.peer):
+            return False
+        await self._say(introductions.hello_to(self.peer, self._library.hello, pools))
+        return True
+
+    async def _show(self, message: Message) -> bool:
+        """Whether the session may go on, now that it is known who it is with."""
+        if not isinstance(message, Show):
+            raise RemoteError(f"{self.peer} sent {type(message).__name__} before Show")
+        proven = self._library.introductions.shown(self.peer, message)
+        if not self._library.welcomes(self.peer):
+            return False
+        await self._say(self._library.introductions.show(proven))
+        return True
 
     async def _answer(self, nursery: trio.Nursery, message: Message) -> None:
         match message:
@@ -154,6 +201,11 @@ class Answering:
                 await self._want(message)
             case Cancel():
                 self._serving.cancel(message)
+            case Show():
+                proven = self._library.introductions.shown(self.peer, message)
+                await self._say(self._library.introductions.show(proven))
+            case Revoked():
+                self._library.introductions.heard(self.peer, message)
             case _:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
@@ -259,6 +311,9 @@ class Answering:
         while True:
             await self._news_event.wait()
             await trio.sleep(HAVE_DELAY_SECONDS)
+            told, self._told = self._told, []
+            for message in told:
+                await self._say(message)
             news, self._news = self._news, {}
             self._news_event = trio.Event()
             for manifest, indexes in news.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import ifaddr
@@ -81,19 +81,14 @@ class Libp2pTransport:
         return tuple(found)
 
     async def run(
-        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        async def handle(stream: Any) -> None:
-            wrapped = _Stream(stream)
-            try:
-                await handler(wrapped)
-            except Exception:
-                log.exception("a session of %s failed", wrapped.peer)
-            finally:
-                await wrapped.aclose()
-
         self._check_listeners()
-        self._host.set_stream_handler(PROTOCOL, handle)
+        for protocol, handler in handlers.items():
+            self._host.set_stream_handler(protocol, _guarded(handler))
         async with self._host.run(listen_addrs=self._listen):
             task_status.started()
             try:
@@ -124,14 +119,14 @@ class Libp2pTransport:
                 except Exception as error:
                     log.debug("hanging up on %s: %s", peer, error)
 
-    async def open(self, address: Address) -> Stream:
+    async def open(self, address: Address, protocol: str = PROTOCOL) -> Stream:
         peer = ID.from_base58(address.peer)
         try:
             with trio.fail_after(DIAL_SECONDS_MAX):
                 if address.host is not None and address.port is not None:
                     where = _multiaddr(address.host, address.port)
                     await self._host.connect(PeerInfo(peer, [where]))
-                stream = await self._host.new_stream(peer, [PROTOCOL])
+                stream = await self._host.new_stream(peer, [protocol])
         except trio.TooSlowError as error:
             raise Unreachable(f"{address.text} did not answer") from error
         except Exception as error:  # libp2p has no common base; whatever it is, we have no stream
@@ -178,6 +173,19 @@ class _Stream:
                 await self._stream.close()
             except Exception as error:
                 log.debug("closing a stream of %s: %s", self.peer, error)
+
+
+def _guarded(handler: Handler) -> Callable[[Any], Awaitable[None]]:
+    async def handle(stream: Any) -> None:
+        wrapped = _Stream(stream)
+        try:
+            await handler(wrapped)
+        except Exception:
+            log.exception("a session of %s failed", wrapped.peer)
+        finally:
+            await wrapped.aclose()
+
+    return handle
 
 
 def _interfaces(wildcard: str) -> list[str]:

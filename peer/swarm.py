@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import trio
 
@@ -32,6 +31,7 @@ from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
 from .fetch import Fetch, Offer, candidates
 from .identity import Address, PeerId
+from .introductions import Introductions
 from .keeping import Keeping
 from .messages import (
     PROTOCOL_VERSION,
@@ -41,12 +41,16 @@ from .messages import (
     Hello,
     Message,
     Refuse,
+    Revoked,
     Sent,
+    Show,
     Want,
     Watch,
 )
+from .policies import Counters, Policies, Tally
+from .pools import Membership
 from .pull_through import PullThrough
-from .transport import Stream, Transport
+from .transport import PROTOCOL, Handler, Stream, Transport
 
 log = logging.getLogger(__name__)
 
@@ -57,36 +61,6 @@ BLAMES_MAX = 10_000
 SESSIONS_PER_PEER_MAX = 4
 """One is enough; an old one may still be dying when the next comes."""
 AGENT = "narswarm/0.1"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one peer gave us since the start."""
-
-    role: str = ""
-    blocks: int = 0
-    wire_bytes: int = 0
-    connected: bool = False
-
-
-@dataclass(frozen=True)
-class Policies:
-    """The decisions that belong to the layer above. `serves`: may this peer open a session at all;
-    `asks`: do we open one to it; `knows`: is it configured here, so that it may say Please."""
-
-    serves: Callable[[PeerId], bool]
-    asks: Callable[[PeerId], bool]
-    knows: Callable[[PeerId], bool]
-    trusted_manifest: Callable[[PathRecord], bool]
-    admits: Callable[[PathRecord], bool]
-    pulls_through: bool = False
-
-
-@dataclass
-class Counters:
-    bans: int = 0
-    wire_bytes: int = 0
-    peers: dict[PeerId, Tally] = field(default_factory=dict)
 
 
 class Swarm(Library):
@@ -101,13 +75,20 @@ class Swarm(Library):
         policies: Policies,
         configured: Sequence[Address],
         chance: random.Random,
+        introductions: Introductions | None = None,
+        others: Mapping[str, Handler] | None = None,
     ) -> None:
+        """`others`: what this process speaks besides, by protocol."""
         self.store = store
         self.catalogue = catalogue
         self.hello = Hello(PROTOCOL_VERSION, role, catalogue.salt, AGENT)
         self.counters = Counters()
         self.fetches: dict[ManifestId, Fetch] = {}
         self.policies = policies
+        self.introductions = introductions or Introductions(Membership(transport.peer), lambda: 0.0)
+        self.introductions.listens = transport.addresses
+        self.introductions.sessions = lambda: (*self._asking.values(), *self._answering)
+        self._handlers = {**(others or {}), PROTOCOL: self._accept}
         self._transport = transport
         self._configured = configured
         self._chance = chance
@@ -299,18 +280,24 @@ class Swarm(Library):
     # -- sessions ----------------------------------------------------------------------------
 
     async def _listen(self, task_status: trio.TaskStatus[None]) -> None:
-        await self._transport.run(self._accept, task_status=task_status)
+        await self._transport.run(self._handlers, task_status=task_status)
 
     def _wants_session(self, peer: PeerId) -> bool:
         return (
             peer not in self._asking
             and peer not in self._opening
             and not self._exchange.is_banned(peer)
-            and self.policies.asks(peer)
+            and (self.policies.asks(peer) or self._may_meet(peer))
         )
 
+    def _may_meet(self, peer: PeerId) -> bool:
+        return self.hello.role != "seed" and self.introductions.meets(peer)
+
+    def welcomes(self, peer: PeerId) -> bool:
+        return self.policies.serves(peer) or self.policies.knows(peer)
+
     async def _accept(self, stream: Stream) -> None:
-        if self._exchange.is_banned(stream.peer) or not self.policies.serves(stream.peer):
+        if self._exchange.is_banned(stream.peer):
             await stream.aclose()
             return
         if sum(a.peer == stream.peer for a in self._answering) >= SESSIONS_PER_PEER_MAX:
@@ -330,6 +317,7 @@ class Swarm(Library):
                 await stream.aclose()
 
     async def _greeted(self, answering: Answering) -> None:
+        self.introductions.begun(answering)
         self.discovered(Address(answering.peer, None, None))
 
     async def _keep_session(self, address: Address) -> None:
@@ -350,10 +338,12 @@ class Swarm(Library):
         if not self._wants_session(peer):
             return
         self._opening.add(peer)
+        if not self.policies.asks(peer):
+            self.introductions.met_stranger(peer)
         asking: Asking | None = None
         try:
             stream = await self._transport.open(address)
-            asking = Asking(stream, self.hello, self._heard)
+            asking = Asking(stream, self.hello, self.introductions, self._heard)
             await asking.run(self._ready)
         except* RemoteError as group:
             log.warning("%s broke the protocol: %s", peer, group.exceptions[0])
@@ -376,6 +366,10 @@ class Swarm(Library):
             await self._carry_out(effects)
 
     async def _ready(self, asking: Asking) -> None:
+        if not self.policies.asks(asking.peer):
+            asking.stop()  # no member, after all
+            return
+        self.introductions.begun(asking)
         self._asking[asking.peer] = asking
         self._opening.discard(asking.peer)
         tally = self._tally(asking.peer)
@@ -453,6 +447,12 @@ class Swarm(Library):
                 effects = self._exchange.has(now, peer, manifest, indexes)
             case Refuse(request, _, indexes):
                 effects = self._exchange.refused(now, peer, request, indexes)
+            case Show():
+                effects = []
+                self.introductions.shown(peer, message)
+            case Revoked():
+                effects = []
+                self.introductions.heard(peer, message)
             case _:
                 raise RemoteError(f"{peer} sent {type(message).__name__} unasked")
         await self._carry_out(effects)

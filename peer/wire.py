@@ -19,10 +19,15 @@ import msgpack
 from chunker.block import BLOCK_BYTES_MAX, Codec, Encoded
 from chunker.digest import DIGEST_BYTES, STORE_HASH_CHARS, Bytes, ManifestId
 
+from .certificates import BLOB_BYTES_MAX
 from .errors import WireError
 from .messages import (
+    ADDRESSES_MAX,
     FIND_HASHES_MAX,
+    POOLS_MAX,
+    REVOCATIONS_PER_MESSAGE_MAX,
     SALT_BYTES,
+    TAG_BYTES,
     WANT_INDEXES_MAX,
     Cancel,
     Find,
@@ -35,7 +40,9 @@ from .messages import (
     Message,
     Please,
     Refuse,
+    Revoked,
     Sent,
+    Show,
     Want,
     Watch,
 )
@@ -144,8 +151,8 @@ def _join(kind: int, header: bytes, body: bytes) -> Message:
 
 def _split(message: Message) -> tuple[int, list[Any], Bytes]:
     match message:
-        case Hello(version, role, salt, agent):
-            return 1, [version, role, salt, agent], b""
+        case Hello(version, role, salt, agent, tags):
+            return 1, [version, role, salt, agent, list(tags)], b""
         case Find(request, hashes):
             return 2, [request, list(hashes)], b""
         case Found(request, answered, records):
@@ -171,6 +178,10 @@ def _split(message: Message) -> tuple[int, list[Any], Bytes]:
             return 12, [request], b""
         case Refuse(request, reason, indexes):
             return 13, [request, reason, list(indexes)], b""
+        case Show(certificates, addresses):
+            return 24, [list(certificates), list(addresses)], b""
+        case Revoked(revocations):
+            return 25, [list(revocations)], b""
 
 
 def _number(value: Any, most: int = (1 << 53) - 1) -> int:
@@ -215,8 +226,11 @@ def _store_hash(value: Any) -> str:
 
 
 def _hello(fields: list[Any], body: bytes) -> Message:
-    version, role, salt, agent = fields
-    return Hello(_number(version), _text(role), _exactly(salt, SALT_BYTES), _text(agent))
+    version, role, salt, agent, tags = fields
+    return Hello(
+        _number(version), _text(role), _exactly(salt, SALT_BYTES), _text(agent),
+        tuple(_exactly(tag, TAG_BYTES) for tag in _many(tags, POOLS_MAX)),
+    )  # fmt: skip
 
 
 def _find(fields: list[Any], body: bytes) -> Message:
@@ -293,6 +307,24 @@ def _refuse(fields: list[Any], body: bytes) -> Message:
     return Refuse(_number(request), _text(reason), _indexes(indexes, WANT_INDEXES_MAX))
 
 
+def _blobs(value: Any, most: int) -> tuple[bytes, ...]:
+    for blob in _many(value, most):
+        if type(blob) is not bytes or not 0 < len(blob) <= BLOB_BYTES_MAX:
+            raise ValueError("not a signed blob within its limit")
+    return tuple(value)
+
+
+def _show(fields: list[Any], body: bytes) -> Message:
+    certificates, addresses = fields
+    texts = tuple(_text(item) for item in _many(addresses, ADDRESSES_MAX))
+    return Show(_blobs(certificates, POOLS_MAX), texts)
+
+
+def _revoked(fields: list[Any], body: bytes) -> Message:
+    (revocations,) = fields
+    return Revoked(_blobs(revocations, REVOCATIONS_PER_MESSAGE_MAX))
+
+
 _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
     1: _hello,
     2: _find,
@@ -307,4 +339,6 @@ _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
     11: _sent,
     12: _cancel,
     13: _refuse,
+    24: _show,
+    25: _revoked,
 }

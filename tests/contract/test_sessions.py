@@ -21,7 +21,7 @@ from peer import sessions
 from peer.errors import SessionClosed
 from peer.host import Libp2pTransport
 from peer.sessions import FastConnection, FastMuxers, FastStream
-from peer.transport import Stream
+from peer.transport import PROTOCOL, Stream
 from peer.yamux import OUTGOING_BYTES_MAX, WINDOW_BYTES_MIN
 from tests.peer.office import until
 
@@ -47,8 +47,8 @@ async def talking(dialer: str, listener: str) -> AsyncIterator[tuple[Libp2pTrans
     first, second = transport(dialer, 1), transport(listener, 2)
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, echo)
-            await nursery.start(second.run, echo)
+            await nursery.start(first.run, {PROTOCOL: echo})
+            await nursery.start(second.run, {PROTOCOL: echo})
             yield first, second
             nursery.cancel_scope.cancel()
 
@@ -134,8 +134,8 @@ async def test_a_reader_that_stops_holds_the_writer_and_costs_no_more() -> None:
     first, second = transport("fast", 1), transport("fast", 2)
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, echo)
-            await nursery.start(second.run, reads_late)
+            await nursery.start(first.run, {PROTOCOL: echo})
+            await nursery.start(second.run, {PROTOCOL: reads_late})
             stream = await first.open(second.addresses()[0])
             finished = trio.Event()
 

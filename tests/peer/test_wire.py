@@ -25,7 +25,9 @@ from peer.messages import (
     Message,
     Please,
     Refuse,
+    Revoked,
     Sent,
+    Show,
     Want,
     Watch,
 )
@@ -33,7 +35,10 @@ from peer.wire import HEADER_BYTES_MAX, Decoder, encode
 
 M = ManifestId(b"m" * 32)
 MESSAGES: list[Message] = [
-    Hello(1, "seed", b"s" * 32, "narswarm/0.1"),
+    Hello(1, "seed", b"s" * 32, "narswarm/0.1", (b"t" * 16,) * 8),
+    Show((b"certificate", b"c" * 1024), ("/ip4/10.0.0.1/tcp/4555/p2p/x",)),
+    Show((), ()),
+    Revoked((b"revocation",) * 128),
     Find(1, (b"a" * 32, b"b" * 32)),
     Found(1, 2, ((0, b"record"), (1, b"another"))),
     Found(2, 1, ()),
@@ -94,7 +99,15 @@ BAD = {
     "65 wants": frame(10, [1, b"m" * 32, list(range(65))]),
     "4097 haves": frame(9, [b"m" * 32, list(range(4097))]),
     "store hash with a slash": frame(4, [1, "../../../../../../../etc/passwd0"]),
-    "short salt": frame(1, [1, "seed", b"s" * 31, "x"]),
+    "short salt": frame(1, [1, "seed", b"s" * 31, "x", []]),
+    "nine tags": frame(1, [1, "seed", b"s" * 32, "x", [b"t" * 16] * 9]),
+    "a short tag": frame(1, [1, "seed", b"s" * 32, "x", [b"t" * 15]]),
+    "nine certificates": frame(24, [[b"c"] * 9, []]),
+    "a certificate of 1025 bytes": frame(24, [[b"c" * 1025], []]),
+    "an empty certificate": frame(24, [[b""], []]),
+    "nine addresses": frame(24, [[], ["a"] * 9]),
+    "129 revocations": frame(25, [[b"r"] * 129]),
+    "a revocation that is text": frame(25, [["r"]]),
     "unknown codec": frame(11, [1, 0, 7, 5], b"12345"),
     "records do not fill the body": frame(3, [1, 1, [[0, 4]]], b"12345"),
     "records beyond the body": frame(3, [1, 1, [[0, 9]]], b"12345"),
@@ -131,7 +144,7 @@ def test_a_flipped_byte_gives_messages_or_its_own_error(at: int, change: int) ->
         pass
 
 
-@given(st.integers(1, 13), st.recursive(
+@given(st.sampled_from([*range(1, 14), 24, 25]), st.recursive(
     st.none() | st.booleans() | st.integers(-1, 1 << 33) | st.binary(max_size=40)
     | st.text(max_size=8), lambda inner: st.lists(inner, max_size=6), max_leaves=12,
 ), st.binary(max_size=50))  # fmt: skip

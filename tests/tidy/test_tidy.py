@@ -42,7 +42,7 @@ MACHINES = (
     [path for path in SOURCES if path.parent.name == "chunker" and path.stem not in STORES]
     + [ROOT / "peer" / f"{name}.py" for name in
        ("exchange", "serving", "catalogue", "messages", "wire", "identity",
-        "yamux", "noise")]
+        "yamux", "noise", "certificates", "pools")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress")]
 )  # fmt: skip
