@@ -32,6 +32,7 @@ from .access import Access, find_access
 from .config import Config
 from .errors import ConfigError, StoreProblem
 from .offer import is_signed, policy
+from .pool_keeper import PoolKeeper
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
 
@@ -55,6 +56,7 @@ class Node:
     store: PackStore
     swarm: Swarm
     keys: KeyRing
+    pools: PoolKeeper
     substituter: Substituter | None = None
     http_port: int = 0
 
@@ -84,6 +86,7 @@ class Node:
                 for peer, tally in sorted(tallies.items())
             ],
             "bans": self.swarm.counters.bans,
+            "pools": self.pools.status(),
         }
         if self.substituter is not None:
             answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
@@ -104,7 +107,8 @@ async def node(config: Config) -> AsyncIterator[Node]:
     configured = frozenset(address.peer for address in addresses)
     store = _open_store(config)
     try:
-        may_have = policy(configured, keys, publish)
+        pools = PoolKeeper(config.store, identity, config.role)
+        may_have = policy(configured, keys, publish, pools.keys_for)
         catalogue = Catalogue(store, secrets.token_bytes(32), may_have)
         transport = Libp2pTransport(identity, [_host_port(text) for text in config.listen])
         swarm = Swarm(
@@ -112,15 +116,18 @@ async def node(config: Config) -> AsyncIterator[Node]:
             store,
             catalogue,
             config.role,
-            _policies(config, configured, keys),
+            _policies(config, configured, keys, pools),
             addresses,
             random.Random(secrets.randbits(64)),
+            pools.introductions,
+            pools.handlers,
         )
-        running = Node(config, identity, store, swarm, keys)
+        running = Node(config, identity, store, swarm, keys, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
             await nursery.start(control.serve, config.store, running.status)
             nursery.start_soon(_flush, store)
+            nursery.start_soon(pools.run, swarm, transport)
             if config.lan == "open":
                 nursery.start_soon(_discover, running)
             yield running
@@ -228,12 +235,18 @@ def _open_store(config: Config) -> PackStore:
         raise StoreProblem(str(error)) from error
 
 
-def _policies(config: Config, configured: frozenset[PeerId], keys: KeyRing) -> Policies:
+def _policies(
+    config: Config, configured: frozenset[PeerId], keys: KeyRing, pools: PoolKeeper
+) -> Policies:
     open_lan = config.lan == "open"
+
+    def knows(peer: PeerId) -> bool:
+        return peer in configured or pools.is_member(peer)
+
     return Policies(
         serves=lambda peer: open_lan or bool(config.publish_keys) or peer in configured,
-        asks=lambda peer: config.role != "seed" and (open_lan or peer in configured),
-        knows=lambda peer: peer in configured,
+        asks=lambda peer: config.role != "seed" and (open_lan or knows(peer)),
+        knows=knows,
         trusted_manifest=lambda record: trusted_manifest(record, keys),
         admits=lambda record: is_signed(record, keys),
         pulls_through=config.role == "peer",

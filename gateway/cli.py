@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import GatewayError, StoreProblem, UsageError
+from .pool_options import add_pool
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -156,6 +157,7 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     peer.set_defaults(command=_keys_peer_id)
     _add_keys_add(kinds)
     _add_setup(commands)
+    add_pool(commands)
     status = commands.add_parser(
         "status", help="what a running process does", epilog="example: narswarm status --json"
     )

@@ -1,12 +1,13 @@
 """Who may know of which path (design invariant 6). Pure.
 
-A configured peer may have what my trusted or publish keys signed; a stranger only what a publish
-key signed. Publish keys are never taken from the trusted ones. Nobody may have anything else.
+A configured peer may have what my trusted or publish keys signed; a member of a pool of ours what
+one of that pool's own keys signed; a stranger only what a publish key signed. Publish keys are
+never taken from the trusted ones. Nobody may have anything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from chunker.record import PathRecord
 from peer.identity import PeerId
@@ -17,12 +18,19 @@ from .trust import admit
 
 
 def policy(
-    configured: Collection[PeerId], trusted: KeyRing, publish: KeyRing
+    configured: Collection[PeerId],
+    trusted: KeyRing,
+    publish: KeyRing,
+    pool_keys: Callable[[PeerId], Iterable[KeyRing]] = lambda peer: (),
 ) -> Callable[[PeerId, PathRecord], bool]:
+    """`pool_keys`: of the pools in which a peer is at this moment."""
+
     def may_have(asker: PeerId, record: PathRecord) -> bool:
         if is_signed(record, publish):
             return True
-        return asker in configured and is_signed(record, trusted)
+        if asker in configured and is_signed(record, trusted):
+            return True
+        return any(is_signed(record, keys) for keys in pool_keys(asker))
 
     return may_have
 

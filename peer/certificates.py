@@ -47,6 +47,7 @@ RENEWABLE_SECONDS = 30 * 86400
 REVOKED_SECONDS = CERTIFICATE_SECONDS_MAX + RENEWABLE_SECONDS
 """So long a revocation is kept: then nothing that it revokes is good for anything any more."""
 ROLES = ("gateway", "peer", "seed")
+SERIAL_BITS = 52
 VERSION = 1
 
 Fault = Literal[
@@ -125,6 +126,16 @@ def sign(key: Identity, thing: Description | Certificate | Revocation) -> bytes:
             return _seal(key, b"certificate", [peer, role, issued, expiry, serial])
         case Revocation(_, peer, since):
             return _seal(key, b"revocation", [peer, since])
+
+
+def issue(
+    key: Identity, peer: PeerId, role: str, now: float, serial: int, since: int | None
+) -> bytes:
+    """A new certificate by the pool's `key`. `since`: `peer` was revoked then and is back, perhaps
+    within the same second; what counts is that the new one is the later."""
+    issued = int(now) if since is None else max(int(now), since + 1)
+    expiry = issued + CERTIFICATE_SECONDS
+    return sign(key, Certificate(PoolId(key.public), peer, role, issued, expiry, serial))
 
 
 def decode_description(blob: bytes) -> Description:

@@ -21,7 +21,7 @@ from tests.gateway.test_upstream import INFO, Server, server
 from tests.golden.samples import sample_bytes
 
 __all__ = ["server"]
-COMMANDS = ["gateway", "peer", "seed", "demo", "keys", "status", "verify", "use", "doctor"]
+COMMANDS = ["gateway", "peer", "seed", "demo", "keys", "status", "verify", "use", "doctor", "pool"]
 SECONDS_MAX = 60
 
 

@@ -32,7 +32,7 @@ VENDORS = {
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
     "httptools": {"gateway/server.py"},
     "pycurl": {"gateway/upstream.py"},
-    "rich": {"gateway/terminal.py"},
+    "rich": {"gateway/terminal.py", "gateway/pool_view.py"},
     "tomlkit": {"gateway/setup.py"},
     "nacl": {"gateway/signing.py", "peer/identity.py"},
 }
@@ -42,7 +42,7 @@ MACHINES = (
     [path for path in SOURCES if path.parent.name == "chunker" and path.stem not in STORES]
     + [ROOT / "peer" / f"{name}.py" for name in
        ("exchange", "serving", "catalogue", "messages", "wire", "identity",
-        "yamux", "noise", "certificates", "pools")]
+        "yamux", "noise", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress")]
 )  # fmt: skip
@@ -53,6 +53,7 @@ PRINTS = {
     "gateway/demo.py",
     "gateway/terminal.py",
     "gateway/setup.py",
+    "gateway/pool_commands.py",
 }
 
 
