@@ -89,7 +89,8 @@ def pool_invite(options: argparse.Namespace) -> int:
             "says where it is"
         )
     token = secrets.token_bytes(TOKEN_BYTES)
-    pool_files.write_token(held.directory, token_digest(token), wall_clock() + TOKEN_SECONDS)
+    now = wall_clock()
+    pool_files.write_token(held.directory, token_digest(token), now + TOKEN_SECONDS, now)
     code = JoinCode(
         held.description.pool, addresses[0].peer, token, tuple(addresses[:ADDRESSES_PER_CODE_MAX])
     )

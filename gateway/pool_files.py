@@ -16,6 +16,7 @@ removing its file: of all who try, one succeeds.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -112,9 +113,9 @@ def load(store: Path, here: PeerId) -> tuple[list[Held], list[str]]:
 def write_joined(store: Path, joined: Joined) -> Path:
     """A pool that was joined, or a renewed membership of one."""
     directory = directory_of(store, joined.description.pool)
-    for other, addresses in joined.others:
-        write_member(directory, other.certificate.peer, other.blob, addresses, 0.0)
     _write(directory / "description", joined.description_blob)
+    for other, addresses in joined.others:
+        _write_member(directory, other.certificate.peer, other.blob, addresses, 0.0)
     _write(directory / "certificate", joined.member.blob)
     return directory
 
@@ -122,18 +123,33 @@ def write_joined(store: Path, joined: Joined) -> Path:
 def write_member(
     directory: Path, peer: PeerId, blob: bytes, addresses: Iterable[str], seen: float
 ) -> None:
+    """Not in a pool that was left meanwhile."""
+    if (directory / "certificate").exists():
+        _write_member(directory, peer, blob, addresses, seen)
+
+
+def _write_member(
+    directory: Path, peer: PeerId, blob: bytes, addresses: Iterable[str], seen: float
+) -> None:
     data = msgpack.packb([blob, list(addresses)[:ADDRESSES_MAX], float(seen)], use_bin_type=True)
     _write(directory / "members" / _hex(peer.encode()), data)
 
 
 def write_revocation(directory: Path, known: Known) -> None:
+    """Not in a pool that was left meanwhile, and not over a newer one."""
+    if not (directory / "certificate").exists():
+        return
     file = directory / "revoked" / _hex(known.revocation.peer.encode())
     if file.exists() and decode_revocation(_read(file)).since >= known.revocation.since:
         return
     _write(file, known.blob)
 
 
-def write_token(directory: Path, digest: bytes, expiry: float) -> None:
+def write_token(directory: Path, digest: bytes, expiry: float, now: float) -> None:
+    """Beside those that are out; those whose time is over go."""
+    for file in _files(directory / "tokens"):
+        if float(file.read_bytes()[:32]) <= now:
+            file.unlink(missing_ok=True)
     _write(directory / "tokens" / digest.hex(), f"{int(expiry)}\n".encode())
 
 
@@ -146,12 +162,14 @@ def remove_tokens(directory: Path) -> int:
 
 
 def forget(directory: Path) -> None:
-    """Leave: the certificate first, so that half of it is none. Raises UsageError."""
+    """Leave: without its certificate it is no pool any more, whatever happens to the rest. Raises
+    UsageError."""
     try:
         (directory / "certificate").unlink(missing_ok=True)
-        for path in sorted(directory.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        directory.rmdir()
+        # Out of the way first: a running process may be writing into it.
+        left = Path(tempfile.mkdtemp(prefix=".left-", dir=directory.parent))
+        directory.rename(left)
+        shutil.rmtree(left)
     except OSError as error:
         raise UsageError(f"cannot remove {directory}: {error.strerror}") from error
 
@@ -270,7 +288,8 @@ def _write(file: Path, data: bytes) -> None:
     try:
         if file.exists() and file.read_bytes() == data:
             return
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in reversed([folder for folder in file.parents if not folder.exists()]):
+            folder.mkdir(exist_ok=True, mode=0o700)
         new = file.with_name(f".{file.name}.{os.getpid()}")
         new.unlink(missing_ok=True)
         handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

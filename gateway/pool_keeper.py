@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,9 +49,14 @@ def wall_clock() -> float:
 
 
 class PoolKeeper:
-    def __init__(self, store: Path, identity: Identity, role: str) -> None:
+    """`clock`: seconds since 1970."""
+
+    def __init__(
+        self, store: Path, identity: Identity, role: str, clock: Callable[[], float] = wall_clock
+    ) -> None:
         self.membership = Membership(identity.peer_id)
-        self.introductions = Introductions(self.membership, wall_clock)
+        self.introductions = Introductions(self.membership, clock)
+        self._clock = clock
         self._store = store
         self._role = role
         self._held: dict[PoolId, Held] = {}
@@ -71,11 +76,11 @@ class PoolKeeper:
         return {JOIN_PROTOCOL: self._desk.serve}
 
     def is_member(self, peer: PeerId) -> bool:
-        return bool(self.membership.pools_of(peer, wall_clock()))
+        return bool(self.membership.pools_of(peer, self._clock()))
 
     def keys_for(self, peer: PeerId) -> Iterable[KeyRing]:
         """By which a path may be signed that this peer may have as a member."""
-        return [self._rings[pool] for pool in self.membership.pools_of(peer, wall_clock())]
+        return [self._rings[pool] for pool in self.membership.pools_of(peer, self._clock())]
 
     async def run(self, swarm: Swarm, transport: Transport) -> None:
         async with trio.open_nursery() as nursery:
@@ -111,7 +116,7 @@ class PoolKeeper:
             self._held[pool.description.pool] = pool
             self._rings[pool.description.pool] = ring
         self.membership.replace(pool.mine for pool in self._held.values())
-        now = wall_clock()
+        now = self._clock()
         news = [
             known
             for pool in self._held.values()
@@ -186,7 +191,7 @@ class PoolKeeper:
 
     async def _renew(self, transport: Transport) -> None:
         while True:
-            now = wall_clock()
+            now = self._clock()
             for pool in list(self._held.values()):
                 left = pool.mine.member.certificate.expiry - now
                 due = self._asked.get(pool.description.pool, 0.0) + RENEW_AGAIN_SECONDS
@@ -207,7 +212,7 @@ class PoolKeeper:
             log.warning("the membership in pool %s is not renewed yet: %s", name, error)
 
     async def _new_membership(self, transport: Transport, pool: Held) -> Joined:
-        here, now = self.membership.here, wall_clock()
+        here, now = self.membership.here, self._clock()
         description = pool.description
         if pool.key is not None:
             since = self.membership.revoked_since(description.pool, here)
@@ -225,7 +230,7 @@ class PoolKeeper:
 
     def status(self) -> list[dict[str, object]]:
         here = {session.peer for session in self.introductions.sessions()}
-        now = wall_clock()
+        now = self._clock()
         return [
             {
                 "name": held.description.name,

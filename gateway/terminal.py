@@ -37,9 +37,12 @@ def show_status(answer: Mapping[str, object]) -> None:
         f"  holds {answer['paths']} paths, {answer['blocks']} blocks, "
         f"{megabytes(answer['stored_bytes'])}; received {megabytes(answer['wire_bytes'])}"
     )
+    for pool in _items(answer["pools"]):
+        if isinstance(pool, dict):
+            say(f"  in pool {pool['name']}, {len(_items(pool['online']))} other members here")
     peers = [peer for peer in _items(answer["peers"]) if isinstance(peer, dict)]
     if not peers:
-        say("  no peers yet: name one with --peer")
+        say("  no peers yet: name one with --peer, or join a pool")
         return
     table = Table(Column("peer", no_wrap=True), "role", "connected", "blocks", "received")
     for peer in peers:

@@ -8,6 +8,7 @@ that began it, and whoever may still come as a stranger comes again.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
@@ -107,7 +108,7 @@ class Introductions:
             except IdentityError as error:
                 log.info("%s says that it listens at nonsense: %s", peer, error)
                 continue
-            if address.peer == peer and address.host is not None:
+            if address.peer == peer and _is_ip(address.host):
                 found.append(address)
         if found:
             self.addresses[peer] = tuple(found[:ADDRESSES_MAX])
@@ -184,3 +185,12 @@ class Introductions:
             session.tell(message)
         except SessionClosed as error:
             log.info("%s", error)
+
+
+def _is_ip(host: str | None) -> bool:
+    """Names are not looked up because a member says so."""
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True

@@ -56,7 +56,8 @@ QUESTION_BYTES_MAX = 4 * 1024
 ANSWER_BYTES_MAX = 256 * 1024
 ADDRESS_CHARS_MAX = 128
 MEMBERS_TOLD_MAX = 128
-STREAMS_MAX = 16
+PEERS_AT_ONCE_MAX = 16
+"""At the desk, with one question each."""
 WRONG_MAX = 5
 WRONG_SECONDS = 600.0
 """A peer that asked wrongly so often within this time is not looked at until it is over."""
@@ -147,14 +148,14 @@ class Desk:
         self._introductions = introductions
         self._serial = serial
         self._wrong = WrongTries()
-        self._streams = 0
+        self._here: set[PeerId] = set()
 
     async def serve(self, stream: Stream) -> None:
         """One question. Never raises for what the other side does."""
-        if self._streams >= STREAMS_MAX:
+        if stream.peer in self._here or len(self._here) >= PEERS_AT_ONCE_MAX:
             await stream.aclose()
             return
-        self._streams += 1
+        self._here.add(stream.peer)
         try:
             with trio.move_on_after(JOIN_SECONDS_MAX):
                 question = decode_question(await _receive(stream, QUESTION_BYTES_MAX))
@@ -164,7 +165,7 @@ class Desk:
         except (WireError, SessionClosed) as error:
             log.info("%s asked to join: %s", stream.peer, error)
         finally:
-            self._streams -= 1
+            self._here.discard(stream.peer)
             await stream.aclose()
 
     def decide(self, peer: PeerId, question: Question) -> Answer | None:

@@ -27,8 +27,8 @@ from peer.joining import (
     ANSWER_BYTES_MAX,
     JOIN_PROTOCOL,
     MEMBERS_TOLD_MAX,
+    PEERS_AT_ONCE_MAX,
     QUESTION_BYTES_MAX,
-    STREAMS_MAX,
     WRONG_MAX,
     WRONG_PEERS_MAX,
     WRONG_SECONDS,
@@ -320,7 +320,6 @@ async def test_a_desk_without_pools_says_the_same_no() -> None:
 
 async def test_silence_takes_few_places_and_nonsense_none() -> None:
     async with desk() as (here, network):
-        alice = MemoryTransport(network, ALICE)
         ended = 0
 
         async def wait(stream: Stream) -> None:
@@ -328,12 +327,18 @@ async def test_silence_takes_few_places_and_nonsense_none() -> None:
             assert await stream.receive_some(1) == b""
             ended += 1
 
+        peers = [Identity(bytes([n]) * 32).peer_id for n in range(PEERS_AT_ONCE_MAX + 3)]
         async with trio.open_nursery() as nursery:
-            streams = [await alice.open(WHERE[0], JOIN_PROTOCOL) for _ in range(STREAMS_MAX + 3)]
+            # Each comes twice: one place is all that one peer gets.
+            streams = [
+                await MemoryTransport(network, peer).open(WHERE[0], JOIN_PROTOCOL)
+                for peer in peers * 2
+            ]
             for stream in streams:
                 nursery.start_soon(wait, stream)
-            await until(lambda: ended == 3 and here.desk._streams == STREAMS_MAX)
+            left = len(streams) - PEERS_AT_ONCE_MAX
+            await until(lambda: ended == left and len(here.desk._here) == PEERS_AT_ONCE_MAX)
             for stream in streams:
                 with suppress(SessionClosed):
                     await stream.send_all(b"\xff\xff\xff\xff")
-            await until(lambda: ended == len(streams) and here.desk._streams == 0)
+            await until(lambda: ended == len(streams) and not here.desk._here)
