@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peer.certificates import (
+    NIX_KEYS_MAX,
     SERIAL_BITS,
     WORD_BYTES,
     Description,
@@ -64,6 +65,8 @@ def pool_create(options: argparse.Namespace) -> int:
     keys = KeyRing(PublicKey.parse(text) for text in given)
     if not keys.keys:
         raise UsageError("a pool must name the keys whose paths members may have: --public-key KEY")
+    if len(keys.keys) > NIX_KEYS_MAX:
+        raise UsageError(f"a pool names at most {NIX_KEYS_MAX} keys; say which with --public-key")
     key = pool_files.make_key(config.store)
     pool, here = PoolId(key.public), identity.peer_id
     texts = tuple(public.text for public in keys.keys.values())
@@ -130,7 +133,8 @@ def pool_join(options: argparse.Namespace) -> int:
         raise JoinRefused(f"the pool cannot be joined: {error}") from error
     name = joined.description.name
     if any(h.description.name == name and h.description.pool != code.pool for h in held):
-        print(f"warning: this machine is in another pool named {name}", file=sys.stderr)
+        print(f"warning: this machine is in two pools named {name} now; pool members shows which "
+              "is which", file=sys.stderr)  # fmt: skip
     pool_files.write_joined(config.store, joined)
     print(f"this machine is now in pool {name}")
     for text in joined.description.keys:
@@ -162,7 +166,7 @@ def pool_members(options: argparse.Namespace) -> int:
     config = _config(options)
     held = _load(config.store, _identity(config.store))
     online = _online(config.store)
-    pools = [_described(pool, online.get(pool.description.name, set())) for pool in held]
+    pools = [_described(pool, online.get(pool.id, set())) for pool in held]
     if options.json:
         print(json.dumps({"pools": pools}, indent=1, sort_keys=True))
         return 0
@@ -238,7 +242,7 @@ def _make_sure_it_is_new(held: Sequence[Held], name: str) -> None:
 
 def _one(held: Sequence[Held], name: str | None, *, with_key: bool = False) -> Held:
     """The pool that was meant. Raises UsageError."""
-    named = [pool for pool in held if name is None or pool.description.name == name]
+    named = [p for p in held if name is None or name in (p.description.name, p.id)]
     if not named:
         raise UsageError(f"this machine is in no pool{'' if name is None else f' named {name}'}")
     able = [pool for pool in named if pool.key is not None or not with_key]
@@ -246,7 +250,7 @@ def _one(held: Sequence[Held], name: str | None, *, with_key: bool = False) -> H
         holder = named[0].description.holder
         raise UsageError(f"the pool's key is not here; do this on the machine of {holder}")
     if len(able) > 1:
-        names = ", ".join(pool.description.name for pool in able)
+        names = ", ".join(f"{pool.description.name} ({pool.id})" for pool in able)
         raise UsageError(f"which pool? this machine is in {names}")
     return able[0]
 
@@ -272,7 +276,7 @@ def _online(store: Path) -> dict[str, set[str]]:
     except UsageError:
         return {}
     assert isinstance(pools, list)
-    return {pool["name"]: set(pool["online"]) for pool in pools}
+    return {pool["id"]: set(pool["online"]) for pool in pools}
 
 
 def _described(held: Held, online: set[str]) -> dict[str, object]:
@@ -305,7 +309,8 @@ def _described(held: Held, online: set[str]) -> dict[str, object]:
     ]  # fmt: skip
     description = held.description
     return {
-        "name": description.name, "keys": list(description.keys), "holder": description.holder,
+        "name": description.name, "id": held.id, "keys": list(description.keys),
+        "holder": description.holder,
         "key_is_here": held.key is not None, "members": members,
     }  # fmt: skip
 

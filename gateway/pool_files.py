@@ -74,6 +74,11 @@ class Held:
     revoked: tuple[Known, ...]
 
     @property
+    def id(self) -> str:
+        """For people, where two pools have one name."""
+        return self.directory.name
+
+    @property
     def description(self) -> Description:
         return self.mine.description
 
@@ -114,8 +119,13 @@ def write_joined(store: Path, joined: Joined) -> Path:
     """A pool that was joined, or a renewed membership of one."""
     directory = directory_of(store, joined.description.pool)
     _write(directory / "description", joined.description_blob)
+    seen = {
+        listed.certificate.peer: listed.seen
+        for listed in _members(directory, joined.description.pool)
+    }
     for other, addresses in joined.others:
-        _write_member(directory, other.certificate.peer, other.blob, addresses, 0.0)
+        peer = other.certificate.peer
+        _write_member(directory, peer, other.blob, addresses, seen.get(peer, 0.0))
     _write(directory / "certificate", joined.member.blob)
     return directory
 
@@ -184,7 +194,7 @@ class DiskRegister:
         for file in root_of(self._store).glob(f"*/tokens/{digest.hex()}"):
             try:
                 expiry = float(file.read_bytes()[:32])
-                description = decode_description(_read(file.parents[1] / "description"))
+                description = _description(file.parents[1])
                 file.unlink()
                 _make_durable(file.parent)
             except (OSError, ValueError, CertificateRefused):
@@ -219,7 +229,7 @@ def make_key(store: Path) -> Identity:
 
 
 def _load(directory: Path, here: PeerId) -> Held:
-    description = decode_description(_read(directory / "description", DESCRIPTION_BYTES_MAX))
+    description = _description(directory)
     blob = _read(directory / "certificate")
     member = verify(
         blob,
@@ -236,6 +246,10 @@ def _load(directory: Path, here: PeerId) -> Held:
         tuple(_members(directory, description.pool)),
         tuple(_revoked(directory, description.pool)),
     )
+
+
+def _description(directory: Path) -> Description:
+    return decode_description(_read(directory / "description", DESCRIPTION_BYTES_MAX))
 
 
 def _members(directory: Path, pool: PoolId) -> Iterable[Listed]:

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 DIAL_SECONDS = 10.0
 DIALS_MAX = 16
+SESSIONS_ENOUGH = 24
+"""Then members without one are not looked for: a process has 32 connections."""
 RENEW_AT_SECONDS = CERTIFICATE_SECONDS / 2
 """Of life left."""
 RENEW_AGAIN_SECONDS = 600.0
@@ -95,12 +97,17 @@ class PoolKeeper:
 
     async def _look(self) -> None:
         """Bring into force what the command line changed."""
-        seen = await trio.to_thread.run_sync(pool_files.fingerprint, self._store)
-        if seen == self._fingerprint:
+        try:
+            seen = await trio.to_thread.run_sync(pool_files.fingerprint, self._store)
+            if seen == self._fingerprint:
+                return
+            here = self.membership.here
+            found = await trio.to_thread.run_sync(pool_files.load, self._store, here)
+        except OSError as error:
+            log.error("the pools cannot be read: %s", error)
             return
         self._fingerprint = seen
-        here = self.membership.here
-        self._take_over(*await trio.to_thread.run_sync(pool_files.load, self._store, here))
+        self._take_over(*found)
 
     def _take_over(self, held: list[Held], wrong: list[str]) -> None:
         for said in wrong:
@@ -167,7 +174,7 @@ class PoolKeeper:
         try:
             if members or revoked:
                 await trio.to_thread.run_sync(write)
-        except (GatewayError, PeerError) as error:
+        except (GatewayError, PeerError, OSError) as error:
             log.error("what is known of pools cannot be kept: %s", error)
 
     # -- members without a session -------------------------------------------------------------
@@ -181,6 +188,8 @@ class PoolKeeper:
     def _to_dial(self, connected: set[PeerId]) -> list[Address]:
         """One address of each member that is not here, those last seen first; the next time, the
         next address."""
+        if len(connected) >= SESSIONS_ENOUGH:
+            return []
         self._round += 1
         seen, known = self.introductions.seen, self.introductions.addresses
         away = [peer for peer in known if peer not in connected and self.is_member(peer)]
@@ -208,7 +217,7 @@ class PoolKeeper:
             log.info("the membership in pool %s is renewed", name)
         except NotHere:
             log.error("pool %s does not renew our membership; ask for a join code", name)
-        except (PeerError, GatewayError) as error:
+        except (PeerError, GatewayError, OSError) as error:
             log.warning("the membership in pool %s is not renewed yet: %s", name, error)
 
     async def _new_membership(self, transport: Transport, pool: Held) -> Joined:
@@ -234,6 +243,7 @@ class PoolKeeper:
         return [
             {
                 "name": held.description.name,
+                "id": held.id,
                 "expires": held.mine.member.certificate.expiry,
                 "online": sorted(
                     peer for peer in here if self.membership.fault_of(pool, peer, now) is None

@@ -17,7 +17,7 @@ def show_members(pool: Mapping[str, object], now: float) -> None:
     console = Console()
     console.width = max(console.width, WIDTH_CHARS_MIN)
     here = ", its key is here" if pool["key_is_here"] else ""
-    console.print(f"[bold]{pool['name']}[/]{here}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{pool['name']}[/]  {pool['id']}{here}", highlight=False, soft_wrap=True)
     # Without lines: a PeerId must stay whole to be copied, and takes most of a terminal.
     table = Table(Column("peer", no_wrap=True), "role", "state", "seen", "ends", box=None)
     members = pool["members"]

@@ -41,7 +41,7 @@ from .certificates import (
     sign,
     verify,
 )
-from .errors import NotHere, SessionClosed, Unreachable, WireError
+from .errors import NotHere, PeerError, SessionClosed, Unreachable, WireError
 from .identity import Address, Identity, PeerId
 from .introductions import Introductions
 from .join_code import TOKEN_BYTES, token_digest
@@ -162,7 +162,7 @@ class Desk:
                 answer = self.decide(stream.peer, question)
                 await _send(stream, encode_answer(answer))
                 await stream.receive_some(1)  # until they have it and close
-        except (WireError, SessionClosed) as error:
+        except PeerError as error:
             log.info("%s asked to join: %s", stream.peer, error)
         finally:
             self._here.discard(stream.peer)

@@ -130,7 +130,8 @@ def test_another_stores_certificate_is_worth_nothing_here(tmp_path: Path) -> Non
 
 
 def test_a_token_is_used_up_by_one_of_many_threads(tmp_path: Path) -> None:
-    directory = pool_files.write_joined(tmp_path, joined(PATH_POOL, identity(tmp_path).peer_id))
+    large = with_keys(OFFICE, *[generate(f"key-{number:0100}").public.text for number in range(32)])
+    directory = pool_files.write_joined(tmp_path, joined(large, identity(tmp_path).peer_id))
     digest = token_digest(b"t" * 16)
     for _ in range(20):
         pool_files.write_token(directory, digest, START + 10, START)
@@ -226,6 +227,7 @@ async def test_members_are_dialled_where_they_were_last(
         assert keeper.status() == [
             {
                 "name": "office",
+                "id": pool_files.directory_of(tmp_path, PATH_POOL.id).name,
                 "expires": int(START) + CERTIFICATE_SECONDS,
                 "online": [place.peer("two")],
             }
@@ -340,6 +342,14 @@ def test_create_says_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["join", "nsw1x"], "cut or changed"),
         (["join", "hello"], "that is no join code"),
         (["leave", "office"], "in no pool named office"),
+        (
+            [
+                "create",
+                "x",
+                *[w for n in range(33) for w in ("--public-key", generate(str(n)).public.text)],
+            ],
+            "at most 32 keys",
+        ),
         (["revoke", "nobody"], "is not a PeerId"),
         (["revoke", CLUB.description.holder], "in no pool"),
     ],
@@ -399,6 +409,30 @@ def test_members_in_a_table_and_as_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert run("members", "--store", str(tmp_path)) == 0
     out = capsys.readouterr().out
     assert all(peer in out for peer in (here, other, gone)) and "2 h ago" in out
+
+
+def test_two_pools_of_one_name_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = identity(tmp_path).peer_id
+    first = pool_files.write_joined(tmp_path, joined(PATH_POOL, here))
+    twin = Pool("office")
+    twin.key = Identity(b"2" * 32)
+    twin.description = replace(twin.description, pool=PoolId(twin.key.public))
+    second = pool_files.write_joined(tmp_path, joined(twin, here))
+    assert run("leave", "office", "--store", str(tmp_path)) == 2
+    assert first.name in capsys.readouterr().err
+    assert run("leave", second.name, "--store", str(tmp_path)) == 0
+    assert first.exists() and not second.exists()
+
+
+def test_a_renewal_keeps_when_members_were_seen(tmp_path: Path) -> None:
+    here, other = identity(tmp_path).peer_id, CLUB.description.holder
+    directory = pool_files.write_joined(tmp_path, joined(PATH_POOL, here, other))
+    pool_files.write_member(directory, other, PATH_POOL.certificate(other), (), START + 7)
+    pool_files.write_joined(tmp_path, joined(PATH_POOL, here, other, issued=START + 60))
+    (listed,) = pool_files.load(tmp_path, here)[0][0].members
+    assert listed.seen == START + 7 and listed.certificate.issued == START + 60
 
 
 def test_leaving_the_pool_that_is_held_here_is_said(

@@ -115,3 +115,13 @@ def test_leaving_ends_it_here_at_once(office: Office) -> None:
     pool(office, "second", "leave", "office")
     eventually(lambda: online(first) == [] and second.status()["pools"] == [])
     assert "in no pool" in pool(office, "second", "members")
+
+
+def test_a_configured_peer_that_is_connected_joins(office: Office) -> None:
+    """The command comes with the identity of a process that has a connection to the inviter."""
+    pool(office, "first", "create", "office", "--public-key", office.closure.public)
+    first = office.seed("first", "second")
+    second = office.gateway(first, name="second")
+    pool(office, "second", "join", pool(office, "first", "invite").split()[-1])
+    eventually(lambda: office.peer_id("first") in online(second))
+    assert office.copy("second", second.url)
