@@ -245,7 +245,10 @@ def _policies(
 
     return Policies(
         serves=lambda peer: open_lan or bool(config.publish_keys) or peer in configured,
-        asks=lambda peer: config.role != "seed" and (open_lan or knows(peer)),
+        # A seed wants nothing, but in a pool the others must learn where it is.
+        asks=lambda peer: (
+            pools.is_member(peer) if config.role == "seed" else open_lan or knows(peer)
+        ),
         knows=knows,
         trusted_manifest=lambda record: trusted_manifest(record, keys),
         admits=lambda record: is_signed(record, keys),

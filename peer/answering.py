@@ -93,6 +93,8 @@ class Library(Protocol):
 class Answering:
     def __init__(self, stream: Stream, library: Library) -> None:
         self.peer = stream.peer
+        self.met = False
+        """Both sides have said Hello and Show."""
         self.watches: set[ManifestId] = set()
         self.blocks_sent = 0
         self.bytes_sent = 0
@@ -142,22 +144,22 @@ class Answering:
     async def _receive(
         self, nursery: trio.Nursery, greeted: Callable[[Answering], Awaitable[None]]
     ) -> None:
-        decoder, met, said_hello = Decoder(), False, False
+        decoder, said_hello = Decoder(), False
         deadline = trio.current_time() + HELLO_SECONDS_MAX
         while True:
-            with trio.CancelScope(deadline=float("inf") if met else deadline) as scope:
+            with trio.CancelScope(deadline=float("inf") if self.met else deadline) as scope:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
             if scope.cancelled_caught or not data:
                 return
             for message in decoder.feed(data):
-                if met:
+                if self.met:
                     await self._answer(nursery, message)
                 elif not said_hello:
                     said_hello = True
                     if not await self._greet(message):
                         return
                 elif await self._show(message):
-                    met = True
+                    self.met = True
                     nursery.start_soon(greeted, self)
                 else:
                     return
@@ -181,7 +183,7 @@ class Answering:
         if not self._library.welcomes(self.peer):
             return False
         await self._say(self._library.introductions.show(proven))
-        return True
+        return self._library.welcomes(self.peer)  # it may have been revoked just now
 
     async def _answer(self, nursery: trio.Nursery, message: Message) -> None:
         match message:

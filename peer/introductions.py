@@ -87,17 +87,19 @@ class Introductions:
     def shown(self, peer: PeerId, show: Show) -> tuple[PoolId, ...]:
         """The pools that `peer` proved to be in. Raises CertificateRefused (a RemoteError) where
         an honest peer could not have shown this."""
-        now = self.clock()
-        proven, refused = self.membership.shown(peer, show.certificates, now)
+        proven, refused = self.membership.shown(peer, show.certificates, self.clock())
         for error in refused:
             if wrong_in(error):
                 raise error
             log.warning("not taken for a member: %s", error)
         if proven:
             self.note(peer, show.addresses)
-            before = self._proven.get(peer, frozenset())
-            self._proven[peer] = before | set(self.membership.pools_of(peer, now))
+            self._remember(peer)
         return proven
+
+    def _remember(self, peer: PeerId) -> None:
+        pools = self.membership.pools_of(peer, self.clock())
+        self._proven[peer] = self._proven.get(peer, frozenset()) | set(pools)
 
     def note(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """A member is here, and says that it listens there."""
@@ -131,8 +133,16 @@ class Introductions:
 
     def begun(self, session: Session) -> None:
         """Both sides have shown what they have: pass on who was revoked."""
+        self._remember(session.peer)
         pools = self.membership.pools_of(session.peer, self.clock())
         self._tell(session, self.membership.revocations_of(pools))
+
+    def hears(self, peer: PeerId, message: Show | Revoked) -> None:
+        """What an answerer sends later on. Raises CertificateRefused."""
+        if isinstance(message, Show):
+            self.shown(peer, message)
+        else:
+            self.heard(peer, message)
 
     def heard(self, peer: PeerId, message: Revoked) -> None:
         """Raises CertificateRefused for what no pool signed."""

@@ -180,7 +180,7 @@ class Desk:
         key = None if pool is None else self._register.key(pool)
         if pool is None or key is None or pool not in self._introductions.membership.pools:
             self._wrong.add(peer, now)
-            log.warning("%s may not join", peer)
+            log.info("%s may not join", peer)
             return None
         return self._admit(pool, key, peer, question, now)
 

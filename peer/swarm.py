@@ -31,7 +31,7 @@ from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
 from .fetch import Fetch, Offer, candidates
 from .identity import Address, PeerId
-from .introductions import Introductions
+from .introductions import Introductions, Session
 from .keeping import Keeping
 from .messages import (
     PROTOCOL_VERSION,
@@ -87,7 +87,7 @@ class Swarm(Library):
         self.policies = policies
         self.introductions = introductions or Introductions(Membership(transport.peer), lambda: 0.0)
         self.introductions.listens = transport.addresses
-        self.introductions.sessions = lambda: (*self._asking.values(), *self._answering)
+        self.introductions.sessions = self._met
         self._handlers = {**(others or {}), PROTOCOL: self._accept}
         self._transport = transport
         self._configured = configured
@@ -290,6 +290,9 @@ class Swarm(Library):
             and (self.policies.asks(peer) or self._may_meet(peer))
         )
 
+    def _met(self) -> tuple[Session, ...]:
+        return (*self._asking.values(), *(a for a in self._answering if a.met))
+
     def _may_meet(self, peer: PeerId) -> bool:
         return self.hello.role != "seed" and self.introductions.meets(peer)
 
@@ -447,12 +450,9 @@ class Swarm(Library):
                 effects = self._exchange.has(now, peer, manifest, indexes)
             case Refuse(request, _, indexes):
                 effects = self._exchange.refused(now, peer, request, indexes)
-            case Show():
+            case Show() | Revoked():
                 effects = []
-                self.introductions.shown(peer, message)
-            case Revoked():
-                effects = []
-                self.introductions.heard(peer, message)
+                self.introductions.hears(peer, message)
             case _:
                 raise RemoteError(f"{peer} sent {type(message).__name__} unasked")
         await self._carry_out(effects)

@@ -125,3 +125,14 @@ def test_a_configured_peer_that_is_connected_joins(office: Office) -> None:
     pool(office, "second", "join", pool(office, "first", "invite").split()[-1])
     eventually(lambda: office.peer_id("first") in online(second))
     assert office.copy("second", second.url)
+
+
+def test_a_seed_that_joined_before_it_ran_is_found(office: Office) -> None:
+    """Nobody was told where it listens: it introduces itself."""
+    pool(office, "first", "create", "office", "--public-key", office.closure.public)
+    first = office.start("first", "gateway")
+    pool(office, "ci", "join", pool(office, "first", "invite").split()[-1], "--role", "seed")
+    office.seed("ci")
+    eventually(lambda: office.peer_id("ci") in online(first))
+    first.await_peers(1)
+    assert office.copy("first", first.url)

@@ -462,3 +462,20 @@ def test_a_revocation_of_another_pool_is_nothing_to_us() -> None:
     assert membership.heard([CLUB.revoke(Office.peer("x")).blob], START) == []
     with pytest.raises(CertificateRefused):
         membership.heard([b"x" * 100], START)
+
+
+def test_where_a_member_says_it_listens_is_its_own_and_a_number() -> None:
+    """No name is looked up and no third is dialled because a member says so."""
+    here, two = Membership(Office.peer("here")), Office.peer("two")
+    here.replace([OFFICE.mine(here.here)])
+    introductions = Introductions(here, lambda: START)
+    good = f"/ip4/10.0.0.2/tcp/4555/p2p/{two}"
+    said = (
+        f"/dns/internal.example/tcp/80/p2p/{two}",
+        f"/ip4/10.0.0.3/tcp/4555/p2p/{Office.peer('three')}",
+        two, "nonsense", good,
+    )  # fmt: skip
+    introductions.shown(two, Show((OFFICE.certificate(two),), said))
+    assert [address.text for address in introductions.addresses[two]] == [good]
+    introductions.shown(Office.peer("x"), Show((), (good,)))
+    assert set(introductions.addresses) == {two}
