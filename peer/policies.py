@@ -22,10 +22,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Policies:
-    """The decisions that belong to the layer above. `serves`: may this peer have a session although
-    it is in no pool of ours; `asks`: do we want one to it, pools or not; `knows`: is it configured
-    here, so that it may say Please. A member of a pool of ours may do all three, see
-    `peer.introductions`."""
+    """The decisions that belong to the layer above. `serves`: may this peer have a session whoever
+    it turns out to be; `asks`: do we want one to it; `knows`: is it configured here, or a member of
+    a pool of ours at this moment, so that it may have a session and say Please, and may be asked
+    about private paths."""
 
     serves: Callable[[PeerId], bool]
     asks: Callable[[PeerId], bool]
