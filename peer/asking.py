@@ -185,8 +185,7 @@ class Asking:
         if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
             raise RemoteError(f"{self.peer} speaks another version of the protocol")
         self.their = message
-        pools = self._introductions.recognised(self.peer, message)
-        self.tell(self._introductions.show(pools))
+        self.tell(self._introductions.show_first(self.peer, message))
         return False
 
     async def _dispatch(self, message: Message) -> None:

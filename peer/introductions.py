@@ -78,6 +78,13 @@ class Introductions:
     def recognised(self, peer: PeerId, theirs: Hello) -> tuple[PoolId, ...]:
         return self.membership.recognised(peer, theirs.salt, theirs.tags)
 
+    def show_first(self, peer: PeerId, theirs: Hello) -> Show:
+        """The opener's, to an answerer of whom it is only known that it has the word. Who was
+        revoked has that too; if it was invited anew meanwhile, it will dial us and show that."""
+        now = self.clock()
+        known = self.recognised(peer, theirs)
+        return self.show([p for p in known if self.membership.fault_of(p, peer, now) != "revoked"])
+
     def show(self, pools: Collection[PoolId]) -> Show:
         """Our certificates of these pools; and only to members where we listen."""
         certificates = self.membership.certificates(pools, self.clock())

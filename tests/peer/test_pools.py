@@ -286,6 +286,31 @@ async def test_a_member_shows_nothing_to_one_that_knows_the_word_alone() -> None
             assert [type(message) for message in heard] == [Hello, str]
 
 
+async def test_who_was_revoked_is_shown_nothing_when_it_is_dialled() -> None:
+    async with place() as here:
+        node = await here.start("node", OFFICE)
+        node.membership.heard([OFFICE.revoke(Office.peer("former")).blob], here.now)
+        former = Membership(Office.peer("former"))
+        former.replace([OFFICE.mine(former.here)])
+        transport = MemoryTransport(here.network, former.here)
+        arrived: list[MemoryStream] = []
+
+        async def listen(stream: MemoryStream) -> None:
+            arrived.append(stream)
+            await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(transport.run, {"/narswarm/blocks/1": listen})
+            node.swarm.discovered(Address(former.here, "127.0.0.1", 1))
+            await until(lambda: bool(arrived))
+            tags = former.tags(node.peer, b"s" * 32, [OFFICE.id], b"p" * 128)
+            hello = Hello(PROTOCOL_VERSION, "gateway", b"s" * 32, "x", tags)
+            certificate = OFFICE.certificate(former.here)
+            heard = await converse(arrived[0], hello, Show((certificate,), ()))
+            nursery.cancel_scope.cancel()
+        assert heard[1:] == [Show((), ()), "closed"]
+
+
 REFUSED = {
     "expired": OFFICE.certificate(Office.peer("two"), START - CERTIFICATE_SECONDS),
     "not yet valid": OFFICE.certificate(Office.peer("two"), START + 301),
