@@ -27,7 +27,8 @@ from chunker.store import MemoryStore
 from peer.catalogue import Catalogue
 from peer.fetch import Fetch
 from peer.identity import Address, Identity, parse_address
-from peer.swarm import Policies, Swarm
+from peer.policies import Policies
+from peer.swarm import Swarm
 
 NAR_BYTES = 256 * 1024 * 1024
 PIECE_BYTES = 256 * 1024

@@ -25,14 +25,16 @@ from peer.catalogue import Catalogue
 from peer.discovery import Discovery
 from peer.errors import IdentityError
 from peer.identity import Address, Identity, PeerId, load_or_create, parse_address
+from peer.policies import Policies
 from peer.surroundings import networks
-from peer.swarm import Policies, Swarm
+from peer.swarm import Swarm
 
 from . import control, nixconf
 from .access import Access, find_access
 from .config import Config
 from .errors import ConfigError, StoreProblem
 from .offer import audience, is_signed, policy
+from .pool_keeper import PoolKeeper
 from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
@@ -58,6 +60,7 @@ class Node:
     store: PackStore
     swarm: Swarm
     keys: KeyRing
+    pools: PoolKeeper
     substituter: Substituter | None = None
     http_port: int = 0
     upstream_rates: UpstreamRates = field(default_factory=UpstreamRates)
@@ -73,6 +76,7 @@ class Node:
             "store": str(self.config.store),
             **store_report(self.store),
             **swarm_report(now, self.swarm, networks()),
+            "pools": self.pools.status(),
         }
         transfers = peer_transfers(now, self.swarm)
         if self.substituter is not None:
@@ -98,24 +102,29 @@ async def node(config: Config) -> AsyncIterator[Node]:
     configured = frozenset(address.peer for address in addresses)
     store = _open_store(config)
     try:
-        may_have = policy(configured, keys, publish)
+        pools = PoolKeeper(config.store, identity, config.role)
+        may_have = policy(configured, keys, publish, pools.keys_for)
         salt = secrets.token_bytes(32)
-        catalogue = Catalogue(store, salt, may_have, audience(keys, publish))
+        known = audience(lambda: (keys, publish, *pools.rings()))
+        catalogue = Catalogue(store, salt, may_have, known)
         transport = Libp2pTransport(identity, [_host_port(text) for text in config.listen])
         swarm = Swarm(
             transport,
             store,
             catalogue,
             config.role,
-            _policies(config, configured, keys),
+            _policies(config, configured, keys, pools),
             addresses,
             random.Random(secrets.randbits(64)),
+            pools.introductions,
+            pools.handlers,
         )
-        running = Node(config, identity, store, swarm, keys)
+        running = Node(config, identity, store, swarm, keys, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
             await nursery.start(control.serve, config.store, running.status)
             nursery.start_soon(_flush, store)
+            nursery.start_soon(pools.run, swarm, transport)
             nursery.start_soon(_discover, running)
             yield running
             nursery.cancel_scope.cancel()
@@ -223,26 +232,35 @@ def _open_store(config: Config) -> PackStore:
         raise StoreProblem(str(error)) from error
 
 
-def _policies(config: Config, configured: frozenset[PeerId], keys: KeyRing) -> Policies:
+def _policies(
+    config: Config, configured: frozenset[PeerId], keys: KeyRing, pools: PoolKeeper
+) -> Policies:
     open_lan = config.lan == "open"
+
+    def knows(peer: PeerId) -> bool:
+        return peer in configured or pools.is_member(peer)
+
     return Policies(
         serves=lambda peer: open_lan or bool(config.publish_keys) or peer in configured,
-        asks=lambda peer: config.role != "seed" and (open_lan or peer in configured),
-        knows=lambda peer: peer in configured,
+        # A seed wants nothing, but in a pool the others must learn where it is.
+        asks=lambda peer: (
+            pools.is_member(peer) if config.role == "seed" else open_lan or knows(peer)
+        ),
+        knows=knows,
         trusted_manifest=lambda record: trusted_manifest(record, keys),
         admits=lambda record: is_signed(record, keys),
         pulls_through=config.role == "peer",
     )
 
 
-def discovers_peers(config: Config) -> bool:
+def discovers_peers(config: Config, pools: PoolKeeper) -> bool:
     """Whether this process says on the local network that it is there, and listens for others:
     where strangers may have something, or members of a pool must find each other."""
-    return config.lan == "open"
+    return config.lan == "open" or bool(pools.rings())
 
 
 async def _discover(running: Node) -> None:
-    swarm, announces = running.swarm, discovers_peers(running.config)
+    swarm, announces = running.swarm, discovers_peers(running.config, running.pools)
     chance = random.Random(secrets.randbits(64))
     discovery = Discovery(running.identity, swarm.addresses, chance, announces=announces)
     await discovery.run(swarm.discovered, swarm.dialling.woke)
@@ -250,8 +268,7 @@ async def _discover(running: Node) -> None:
 
 async def _measure(running: Node, substituter: Substituter) -> None:
     while True:
-        fillings = substituter.deliveries._fillings.values()
-        running.upstream_rates.look(trio.current_time(), fillings)
+        running.upstream_rates.look(trio.current_time(), substituter.deliveries.running())
         await trio.sleep(MEASURE_SECONDS)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import GatewayError, StoreProblem, UsageError
+from .pool_options import add_pool
 
 if TYPE_CHECKING:
     from .watching import Page
@@ -161,6 +162,7 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_keys_add(kinds)
     _add_setup(commands)
     _add_seeing(commands)
+    add_pool(commands)
     verify = commands.add_parser(
         "verify",
         help="check every block of a store; changes nothing",

@@ -102,11 +102,18 @@ def load_config(
             if path.is_file()
         ]
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    return combine(role, [*layers, ("the command line", given)], default_store(role, environ, root))
+    layers.append(("the command line", given))
+    return combine(role, layers, default_store(role, environ, root), _is_in_pools)
 
 
-def combine(role: Role, layers: Iterable[tuple[str, Mapping[str, object]]], store: Path) -> Config:
-    """The configuration of `role` from (place, values) layers, later ones winning. Pure."""
+def combine(
+    role: Role,
+    layers: Iterable[tuple[str, Mapping[str, object]]],
+    store: Path,
+    in_pools: Callable[[Path], bool] = lambda store: False,
+) -> Config:
+    """The configuration of `role` from (place, values) layers, later ones winning. `in_pools`:
+    whether the machine with this store has joined any, and so others that it listens for. Pure."""
     if role not in ROLES:
         raise ConfigError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
     values: dict[str, object] = {"store": store}
@@ -115,6 +122,7 @@ def combine(role: Role, layers: Iterable[tuple[str, Mapping[str, object]]], stor
             values[key] = _reader(key, place)(value, f"{place}: {key}")
     if "listen" not in values:
         known = values.get("peers") or values.get("seeds") or values.get("lan") == "open"
+        known = known or in_pools(values["store"])  # type: ignore[arg-type]
         values["listen"] = LISTEN_NOWHERE if role == "gateway" and not known else LISTEN_EVERYWHERE
     return Config(role=role, **values)  # type: ignore[arg-type]
 
@@ -144,6 +152,10 @@ def default_store(role: Role, environ: Mapping[str, str], root: bool) -> Path:
     if root and not environ.get("XDG_STATE_HOME"):
         return SYSTEM_STATE / role
     return _xdg(environ, "XDG_STATE_HOME", ".local/state") / "narswarm" / role
+
+
+def _is_in_pools(store: Path) -> bool:
+    return any((store / "pools").glob("*/certificate"))  # as gateway.pool_files lays them down
 
 
 def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> Path:

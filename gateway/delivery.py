@@ -101,6 +101,10 @@ class Deliveries:
             task_status.started()
             await trio.sleep_forever()
 
+    def running(self) -> tuple[Filling, ...]:
+        """The downloads from upstreams that are under way."""
+        return tuple(self._fillings.values())
+
     def is_wrong(self, nar_hash: NarHash) -> bool:
         """A body of this NAR was cut as wrong lately: no ranges."""
         return self._wrong.get(nar_hash, 0.0) > trio.current_time()

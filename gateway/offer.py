@@ -1,12 +1,13 @@
 """Who may know of which path (design invariant 6). Pure.
 
-A configured peer may have what my trusted or publish keys signed; a stranger only what a publish
-key signed. Publish keys are never taken from the trusted ones. Nobody may have anything else.
+A configured peer may have what my trusted or publish keys signed; a member of a pool of ours what
+one of that pool's own keys signed; a stranger only what a publish key signed. Publish keys are
+never taken from the trusted ones. Nobody may have anything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 
 from chunker.record import PathRecord
 from peer.identity import PeerId
@@ -17,20 +18,27 @@ from .trust import admit
 
 
 def policy(
-    configured: Collection[PeerId], trusted: KeyRing, publish: KeyRing
+    configured: Collection[PeerId],
+    trusted: KeyRing,
+    publish: KeyRing,
+    pool_keys: Callable[[PeerId], Iterable[KeyRing]] = lambda peer: (),
 ) -> Callable[[PeerId, PathRecord], bool]:
+    """`pool_keys`: of the pools in which a peer is at this moment."""
+
     def may_have(asker: PeerId, record: PathRecord) -> bool:
         if is_signed(record, publish):
             return True
-        return asker in configured and is_signed(record, trusted)
+        if asker in configured and is_signed(record, trusted):
+            return True
+        return any(is_signed(record, keys) for keys in pool_keys(asker))
 
     return may_have
 
 
-def audience(*rings: KeyRing) -> Callable[[PathRecord], Hashable]:
-    """Which of `rings` signed a record. Give it every ring that the policy looks at: then records
+def audience(rings: Callable[[], Iterable[KeyRing]]) -> Callable[[PathRecord], Hashable]:
+    """Which of `rings` signed a record. They must be all that the policy looks at: then records
     with the same audience are for the same askers (peer.catalogue)."""
-    return lambda record: tuple(is_signed(record, ring) for ring in rings)
+    return lambda record: tuple(is_signed(record, ring) for ring in rings())
 
 
 def is_signed(record: PathRecord, keys: KeyRing) -> bool:

@@ -18,9 +18,10 @@ from chunker.record import PathRecord, encode_record
 from chunker.store import BlockStore
 
 from .catalogue import Catalogue
-from .errors import RemoteError
+from .errors import RemoteError, SessionClosed
 from .growing import Growing
 from .identity import PeerId
+from .introductions import Introductions
 from .messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -36,6 +37,8 @@ from .messages import (
     Message,
     Please,
     Refuse,
+    Revoked,
+    Show,
     Want,
     Watch,
 )
@@ -59,6 +62,7 @@ SEND_SECONDS_MAX = 60.0
 SIGN_SECONDS = 1.0
 """That bytes come is said so often where no block comes."""
 WATCHES_MAX = 4096
+UNTOLD_MESSAGES_MAX = 256
 PLEASES_MAX = 256
 FOUND_ON_LOOP_MAX = 8
 """Each record that is looked up costs a read and signature checks."""
@@ -73,6 +77,11 @@ class Library(Protocol):
     sending: Sending
     summaries: trio.CapacityLimiter
     """One is read at a time: each keeps a core busy, and the first spares the others its checks."""
+    introductions: Introductions
+
+    def welcomes(self, peer: PeerId) -> bool:
+        """Whether this peer, as far as it is known now, may have a session."""
+        ...
 
     def knows(self, peer: PeerId) -> bool:
         """It is configured here or a member, so that it may have a summary."""
@@ -109,6 +118,8 @@ class _Told:
 class Answering:
     def __init__(self, stream: Stream, library: Library) -> None:
         self.peer = stream.peer
+        self.met = False
+        """Both sides have said Hello and Show."""
         self.watches: set[ManifestId] = set()
         self.blocks_sent = 0
         self.bytes_sent = 0
@@ -125,6 +136,7 @@ class Answering:
         self._telling_event = trio.Event()
         self._writing = trio.Lock()
         self._pleases = 0
+        self._untold: list[Message] = []
 
     async def run(self, greeted: Callable[[Answering], Awaitable[None]]) -> None:
         """Until the stream ends; the caller closes it."""
@@ -139,9 +151,6 @@ class Answering:
             finally:
                 self._library.sending.leave(session)
                 self._library.catalogue.unlisten(self._changed)
-
-    def stop(self) -> None:
-        self._scope.cancel()
 
     def sent(self, blocks: int, payload_bytes: int) -> None:
         self.blocks_sent += blocks
@@ -164,6 +173,17 @@ class Answering:
     async def flush(self) -> None:
         await self._stream.flush()
 
+    def stop(self) -> None:
+        """End the session from our side."""
+        self._scope.cancel()
+
+    def tell(self, message: Message) -> None:
+        """Something that was not asked for. Raises SessionClosed where nobody takes it."""
+        if len(self._untold) >= UNTOLD_MESSAGES_MAX:
+            raise SessionClosed(f"{self.peer} does not listen")
+        self._untold.append(message)
+        self._news_event.set()
+
     def note(self, manifest: ManifestId, index: int) -> None:
         """A block of a watched manifest came in."""
         self._news.setdefault(manifest, []).append(index)
@@ -183,22 +203,46 @@ class Answering:
     async def _receive(
         self, nursery: trio.Nursery, greeted: Callable[[Answering], Awaitable[None]]
     ) -> None:
-        decoder, met = Decoder(), False
+        decoder, said_hello = Decoder(), False
         deadline = trio.current_time() + HELLO_SECONDS_MAX
         while True:
-            with trio.CancelScope(deadline=float("inf") if met else deadline) as scope:
+            with trio.CancelScope(deadline=float("inf") if self.met else deadline) as scope:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
             if scope.cancelled_caught or not data:
                 return
             for message in decoder.feed(data):
-                if met:
+                if self.met:
                     await self._answer(nursery, message)
-                    continue
-                if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
-                    raise RemoteError(f"{self.peer} speaks another version of the protocol")
-                met = True
-                await self._say(self._library.hello)
-                nursery.start_soon(greeted, self)
+                elif not said_hello:
+                    said_hello = True
+                    if not await self._greet(message):
+                        return
+                elif await self._show(message):
+                    self.met = True
+                    nursery.start_soon(greeted, self)
+                else:
+                    return
+
+    async def _greet(self, message: Message) -> bool:
+        """Whether the session may go on: strangers that are not served get no word."""
+        if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
+            raise RemoteError(f"{self.peer} speaks another version of the protocol")
+        introductions = self._library.introductions
+        pools = introductions.recognised(self.peer, message)
+        if not pools and not self._library.welcomes(self.peer):
+            return False
+        await self._say(introductions.hello_to(self.peer, self._library.hello, pools))
+        return True
+
+    async def _show(self, message: Message) -> bool:
+        """Whether the session may go on, now that it is known who it is with."""
+        if not isinstance(message, Show):
+            raise RemoteError(f"{self.peer} sent {type(message).__name__} before Show")
+        proven = self._library.introductions.shown(self.peer, message)
+        if not self._library.welcomes(self.peer):
+            return False
+        await self._say(self._library.introductions.show(proven))
+        return self._library.welcomes(self.peer)  # it may have been revoked just now
 
     async def _answer(self, nursery: trio.Nursery, message: Message) -> None:
         match message:
@@ -224,6 +268,11 @@ class Answering:
                 self._library.catalogue.listen(self._changed)
                 self._telling.asked(request)
                 self._telling_event.set()
+            case Show():
+                proven = self._library.introductions.shown(self.peer, message)
+                await self._say(self._library.introductions.show(proven))
+            case Revoked():
+                self._library.introductions.heard(self.peer, message)
             case _:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
@@ -308,6 +357,9 @@ class Answering:
         while True:
             await self._news_event.wait()
             await trio.sleep(HAVE_DELAY_SECONDS)
+            untold, self._untold = self._untold, []
+            for message in untold:
+                await self._say(message)
             news, self._news = self._news, {}
             grew, self._grew = self._grew, set()
             self._news_event = trio.Event()

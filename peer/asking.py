@@ -20,6 +20,7 @@ from .catalogue import salted
 from .errors import NotHere, PeerError, RemoteError, SessionClosed
 from .finding import Finding
 from .identity import PeerId
+from .introductions import Introductions
 from .messages import (
     PROTOCOL_VERSION,
     Find,
@@ -31,6 +32,7 @@ from .messages import (
     Message,
     Please,
     Refuse,
+    Show,
     SummaryDelta,
     SummaryPart,
 )
@@ -51,13 +53,16 @@ Handler = Callable[[PeerId, Message], Awaitable[None]]
 class Asking:
     """Raises SessionClosed from every method once the stream is gone."""
 
-    def __init__(self, stream: Stream, hello: Hello, handler: Handler) -> None:
+    def __init__(
+        self, stream: Stream, hello: Hello, introductions: Introductions, handler: Handler
+    ) -> None:
         self.peer = stream.peer
         self.remote_host = stream.remote_host
         self.their = Hello(0, "", b"", "")
         self.bytes_received = 0
         self._stream = stream
-        self._ours = hello
+        self._ours = introductions.hello_to(stream.peer, hello)
+        self._introductions = introductions
         self._handler = handler
         self._scope = trio.CancelScope()
         self._request = 0
@@ -67,7 +72,7 @@ class Asking:
         self._out, self._out_end = trio.open_memory_channel[Message](UNSENT_MESSAGES_MAX)
 
     async def run(self, ready: Callable[[Asking], Awaitable[None]]) -> None:
-        """Until the stream ends. `ready` is called once, after their Hello."""
+        """Until the stream ends. `ready` is called once, after their Hello and Show."""
         try:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
@@ -193,18 +198,26 @@ class Asking:
                     if greeted:
                         await self._dispatch(message)
                         continue
-                    self._greet(message)
-                    greeted = True
-                    scope.deadline = float("inf")
-                    nursery.start_soon(ready, self)
+                    greeted = self._greet(message)
+                    if greeted:
+                        scope.deadline = float("inf")
+                        nursery.start_soon(ready, self)
         if scope.cancelled_caught:
             raise RemoteError(f"{self.peer} sent no Hello in {HELLO_SECONDS_MAX:.0f} s")
 
-    def _greet(self, message: Message) -> None:
+    def _greet(self, message: Message) -> bool:
+        """Hello, then Show; whether both were said."""
+        if self.their.salt:
+            if not isinstance(message, Show):
+                raise RemoteError(f"{self.peer} sent {type(message).__name__} before Show")
+            self._introductions.shown(self.peer, message)
+            return True
         if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
             raise RemoteError(f"{self.peer} speaks another version of the protocol")
         self.their = message
         self._heard = Heard(message.salt)
+        self.tell(self._introductions.show_first(self.peer, message))
+        return False
 
     async def _dispatch(self, message: Message) -> None:
         answer = self._answers.get(getattr(message, "request", -1))

@@ -81,6 +81,10 @@ class Catalogue:
     def unlisten(self, listener: Listener) -> None:
         self._listeners.discard(listener)
 
+    def forget_audiences(self) -> None:
+        """The policy looks at other keys than before."""
+        self._audiences.clear()
+
     def holds(self, store_hash: str) -> bool:
         return salted(self.salt, store_hash) in self._by_salted
 

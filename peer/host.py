@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import ifaddr
@@ -83,8 +83,22 @@ class Libp2pTransport:
         return tuple(found)
 
     async def run(
-        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
+        self._check_listeners()
+        for protocol, handler in handlers.items():
+            self._host.set_stream_handler(protocol, self._guarded(handler))
+        async with self._host.run(listen_addrs=self._listen):
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                await self._hang_up()
+
+    def _guarded(self, handler: Handler) -> Callable[[Any], Awaitable[None]]:
         async def handle(stream: Any) -> None:
             wrapped = _Stream(stream)
             try:
@@ -95,14 +109,7 @@ class Libp2pTransport:
             finally:
                 await wrapped.aclose()
 
-        self._check_listeners()
-        self._host.set_stream_handler(PROTOCOL, handle)
-        async with self._host.run(listen_addrs=self._listen):
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                await self._hang_up()
+        return handle
 
     def _check_listeners(self) -> None:
         """libp2p passes over an address that it cannot have, and shares a port (SO_REUSEPORT) that
@@ -147,7 +154,7 @@ class Libp2pTransport:
             except Exception as error:
                 log.debug("hanging up on %s: %s", peer, error)
 
-    async def open(self, address: Address) -> Stream:
+    async def open(self, address: Address, protocol: str = PROTOCOL) -> Stream:
         peer = ID.from_base58(address.peer)
         try:
             with trio.fail_after(DIAL_SECONDS_MAX):
@@ -159,7 +166,7 @@ class Libp2pTransport:
                     network: Any = self._host.get_network()
                     network.unblock_peer(peer)
                     await self._host.connect(PeerInfo(peer, [where]))
-                stream = await self._host.new_stream(peer, [PROTOCOL])
+                stream = await self._host.new_stream(peer, [protocol])
         except trio.TooSlowError as error:
             raise Unreachable(f"{address.text} did not answer") from error
         except Exception as error:  # libp2p has no common base; whatever it is, we have no stream

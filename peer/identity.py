@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NewType
 
 import base58
+import nacl.exceptions
 import nacl.signing
 
 from .errors import IdentityError
@@ -35,7 +36,29 @@ class Identity:
 
     @property
     def peer_id(self) -> PeerId:
-        return PeerId(base58.b58encode(_MULTIHASH + self.public).decode())
+        return peer_id_of(self.public)
+
+    def sign(self, text: bytes) -> bytes:
+        """64 bytes."""
+        return bytes(nacl.signing.SigningKey(self.seed).sign(text).signature)
+
+
+def peer_id_of(public: bytes) -> PeerId:
+    """`public`: 32 bytes of Ed25519."""
+    return PeerId(base58.b58encode(_MULTIHASH + public).decode())
+
+
+def public_of(peer: PeerId) -> bytes:
+    return base58.b58decode(peer.encode())[len(_MULTIHASH) :]
+
+
+def is_signed_by(public: bytes, text: bytes, signature: bytes) -> bool:
+    """Whatever the three are; what is no key or no signature signed nothing."""
+    try:
+        nacl.signing.VerifyKey(public).verify(text, signature)
+    except (ValueError, nacl.exceptions.CryptoError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What peers say to each other on `/narswarm/blocks/1`: frozen values, no bytes, no I/O.
 
 A stream belongs to the peer that opened it: the opener asks (Find, Please, GetManifest, Watch,
-Want, Cancel, GetSummary), the other answers. Both begin with Hello. `request` numbers are the
-asker's own.
+Want, Cancel, GetSummary), the other answers. Both begin with Hello, then Show. `request` numbers
+are the asker's own.
 
 A block is asked for by (manifest, index), not by its id: what a peer may have is decided by path,
 so a block that belongs to no path offered to the asker cannot even be named.
@@ -24,6 +24,11 @@ SUMMARY_PART_PREFIXES_MAX = 8192
 DELTA_PREFIXES_MAX = 256
 WANT_INDEXES_MAX = 64
 SEGMENT_BLOCKS_MAX = 256
+POOLS_MAX = 8
+"""That one process is in, and so of tags and certificates in a message."""
+TAG_BYTES = 16
+REVOCATIONS_PER_MESSAGE_MAX = 128
+ADDRESSES_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,28 @@ class Hello:
     salt: bytes
     """32 random bytes of the answerer; hashes in Find are BLAKE3(salt || store hash)."""
     agent: str
+    tags: tuple[bytes, ...] = ()
+    """Always 8 of 16 bytes: one per pool that the sender shares with the reader as far as it
+    knows, the rest random (see peer.pools)."""
     fetches: int = 0
     """Its share in fetching from upstreams for all, as a rate in KiB/s; 0: it never does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Certificates (peer.certificates) of pools whose tag the other side knew, and where the
+    sender listens. The second message of both sides, empty among strangers; later on again
+    whenever the asker likes."""
+
+    certificates: tuple[bytes, ...]
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Revocations (peer.certificates) of a pool that both are in. Both sides send them."""
+
+    revocations: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +235,6 @@ Message = (
     | GetSummary
     | SummaryPart
     | SummaryDelta
+    | Show
+    | Revoked
 )

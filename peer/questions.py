@@ -34,7 +34,7 @@ from .fetch import Fetch, Offer, candidates
 from .identity import PeerId
 
 if TYPE_CHECKING:
-    from .swarm import Policies
+    from .policies import Policies
 
 log = logging.getLogger(__name__)
 

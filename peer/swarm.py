@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 import trio
 
@@ -33,6 +32,7 @@ from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
 from .fetch import Fetch
 from .growing import Growing, blocks_max
 from .identity import Address, PeerId
+from .introductions import Introductions, Session
 from .keeping import Keeping
 from .messages import (
     PROTOCOL_VERSION,
@@ -45,17 +45,21 @@ from .messages import (
     Message,
     Please,
     Refuse,
+    Revoked,
     Sent,
+    Show,
     Want,
     Watch,
 )
 from .office import Office
 from .picker import DEALT_BYTES_MIN
+from .policies import Counters, Policies, Tally
+from .pools import Membership
 from .pull_through import PullThrough
 from .questions import Questions
 from .sending import Sending
 from .traffic import Traffic
-from .transport import Stream, Transport
+from .transport import PROTOCOL, Handler, Stream, Transport
 
 log = logging.getLogger(__name__)
 
@@ -63,37 +67,6 @@ TICK_SECONDS = 0.25
 SESSIONS_PER_PEER_MAX = 4
 """One is enough; an old one may still be dying when the next comes."""
 AGENT = "narswarm/0.1"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one peer gave us since the start."""
-
-    role: str = ""
-    pool: str = ""
-    blocks: int = 0
-    wire_bytes: int = 0
-    connected: bool = False
-
-
-@dataclass(frozen=True)
-class Policies:
-    """The decisions that belong to the layer above. `serves`: may this peer open a session at all;
-    `asks`: do we open one to it; `knows`: is it configured here, so that it may say Please."""
-
-    serves: Callable[[PeerId], bool]
-    asks: Callable[[PeerId], bool]
-    knows: Callable[[PeerId], bool]
-    trusted_manifest: Callable[[PathRecord], bool]
-    admits: Callable[[PathRecord], bool]
-    pulls_through: bool = False
-
-
-@dataclass
-class Counters:
-    bans: int = 0
-    wire_bytes: int = 0
-    peers: dict[PeerId, Tally] = field(default_factory=dict)
 
 
 class Swarm(Library):
@@ -108,7 +81,10 @@ class Swarm(Library):
         policies: Policies,
         configured: Sequence[Address],
         chance: random.Random,
+        introductions: Introductions | None = None,
+        others: Mapping[str, Handler] | None = None,
     ) -> None:
+        """`others`: what this process speaks besides, by protocol."""
         self.store = store
         self.catalogue = catalogue
         self.summaries = trio.CapacityLimiter(1)
@@ -116,6 +92,10 @@ class Swarm(Library):
         self.counters = Counters()
         self.fetches: dict[ManifestId, Fetch] = {}
         self.policies = policies
+        self.introductions = introductions or Introductions(Membership(transport.peer), lambda: 0.0)
+        self.introductions.listens = transport.addresses
+        self.introductions.sessions = self._met
+        self._handlers = {**(others or {}), PROTOCOL: self._accept}
         self._transport = transport
         self.me = transport.peer
         self.exchange = Exchange(transport.peer)
@@ -149,7 +129,8 @@ class Swarm(Library):
 
     def discovered(self, address: Address) -> None:
         """A hint: an address heard on the LAN, or a peer that has a connection to us."""
-        if self.policies.asks(address.peer) and not self.exchange.is_banned(address.peer):
+        wanted = self.policies.asks(address.peer) or self._may_meet(address.peer)
+        if wanted and not self.exchange.is_banned(address.peer):
             self.dialling.heard(address)
 
     def addresses(self) -> tuple[Address, ...]:
@@ -246,18 +227,27 @@ class Swarm(Library):
     # -- sessions ----------------------------------------------------------------------------
 
     async def _listen(self, task_status: trio.TaskStatus[None]) -> None:
-        await self._transport.run(self._accept, task_status=task_status)
+        await self._transport.run(self._handlers, task_status=task_status)
 
     def _wants_session(self, peer: PeerId) -> bool:
         return (
             peer not in self._asking
             and peer not in self._opening
             and not self.exchange.is_banned(peer)
-            and self.policies.asks(peer)
+            and (self.policies.asks(peer) or self._may_meet(peer))
         )
 
+    def _met(self) -> tuple[Session, ...]:
+        return (*self._asking.values(), *(a for a in self._answering if a.met))
+
+    def _may_meet(self, peer: PeerId) -> bool:
+        return self.hello.role != "seed" and self.introductions.meets(peer)
+
+    def welcomes(self, peer: PeerId) -> bool:
+        return self.policies.serves(peer) or self.policies.knows(peer)
+
     async def _accept(self, stream: Stream) -> None:
-        if self.exchange.is_banned(stream.peer) or not self.policies.serves(stream.peer):
+        if self.exchange.is_banned(stream.peer):
             await stream.aclose()
             return
         if sum(a.peer == stream.peer for a in self._answering) >= SESSIONS_PER_PEER_MAX:
@@ -281,6 +271,7 @@ class Swarm(Library):
                 await stream.aclose()
 
     async def _greeted(self, answering: Answering) -> None:
+        self.introductions.begun(answering)
         self.discovered(Address(answering.peer, None, None))
 
     async def _session(self, address: Address) -> None:
@@ -289,10 +280,12 @@ class Swarm(Library):
         if not self._wants_session(peer):
             return
         self._opening.add(peer)
+        if not self.policies.asks(peer):
+            self.introductions.met_stranger(peer)
         asking: Asking | None = None
         try:
             stream = await self._transport.open(address)
-            asking = Asking(stream, self.hello, self._heard)
+            asking = Asking(stream, self.hello, self.introductions, self._heard)
             await asking.run(self._ready)
         except* RemoteError as group:
             log.warning("%s broke the protocol: %s", peer, group.exceptions[0])
@@ -317,9 +310,13 @@ class Swarm(Library):
             await self._carry_out(effects)
 
     async def _ready(self, asking: Asking) -> None:
+        if not self.policies.asks(asking.peer):
+            asking.stop()  # no member, after all
+            return
         if not self.dialling.joined(asking.peer, asking.remote_host, asking):
             asking.stop()
             return
+        self.introductions.begun(asking)
         self._asking[asking.peer] = asking
         self._opening.discard(asking.peer)
         tally = self._tally(asking.peer)
@@ -375,6 +372,9 @@ class Swarm(Library):
                 effects = await self.office.heard(peer, message)
             case Refuse(request, reason, indexes):
                 effects = self.exchange.refused(now, peer, request, reason, indexes)
+            case Show() | Revoked():
+                effects = []
+                self.introductions.hears(peer, message)
             case _:
                 raise RemoteError(f"{peer} sent {type(message).__name__} unasked")
         await self._carry_out(effects)

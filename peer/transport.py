@@ -7,7 +7,7 @@ that does not read.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import trio
@@ -53,12 +53,16 @@ class Transport(Protocol):
     def addresses(self) -> tuple[Address, ...]: ...
 
     async def run(
-        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Listen until cancelled; each inbound stream gets a task of its own."""
+        """Listen until cancelled; each inbound stream gets a task of its own, in the handler of the
+        protocol that its opener named. Others are refused."""
         ...
 
-    async def open(self, address: Address) -> Stream:
+    async def open(self, address: Address, protocol: str = PROTOCOL) -> Stream:
         """A new stream to exactly that peer. Raises Unreachable."""
         ...
 
@@ -151,7 +155,7 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, peer: PeerId) -> None:
         self.peer = peer
         self._network = network
-        self._handler: Handler | None = None
+        self._handlers: Mapping[str, Handler] = {}
         self._nursery: trio.Nursery | None = None
         network.transports[peer] = self
 
@@ -159,27 +163,31 @@ class MemoryTransport:
         return (Address(self.peer, "127.0.0.1", 1),)
 
     async def run(
-        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         async with trio.open_nursery() as nursery:
-            self._handler, self._nursery = handler, nursery
+            self._handlers, self._nursery = handlers, nursery
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
-                self._handler = self._nursery = None
+                self._handlers, self._nursery = {}, None
 
-    async def open(self, address: Address) -> Stream:
+    async def open(self, address: Address, protocol: str = PROTOCOL) -> Stream:
         await trio.lowlevel.checkpoint()
         network = self._network
         there = network.transports.get(address.peer)
         away = network.is_away(address.peer) or network.is_away(self.peer)
-        if there is None or away or there._nursery is None or there._handler is None:
+        handler = None if there is None else there._handlers.get(protocol)
+        if there is None or away or there._nursery is None or handler is None:
             raise Unreachable(f"nobody answers at {address.text}")
         ours, theirs = MemoryStream(self.peer, there.peer), MemoryStream(there.peer, self.peer)
         ours.other, theirs.other = theirs, ours
         network.streams += [ours, theirs]
-        there._nursery.start_soon(there._handler, theirs)
+        there._nursery.start_soon(handler, theirs)
         return ours
 
     async def hang_up(self, peer: PeerId) -> None:

@@ -17,16 +17,33 @@ from typing import Any
 import msgpack
 
 from chunker.block import BLOCK_BYTES_MAX, Codec, Encoded
-from chunker.digest import DIGEST_BYTES, STORE_HASH_CHARS, BlockId, Bytes, ManifestId
+from chunker.digest import DIGEST_BYTES, BlockId, Bytes
 
 from .errors import WireError
+from .fields import (
+    BITMAP_BYTES_MAX,
+    blobs_of,
+    exactly,
+    flag_of,
+    indexes_of,
+    manifest_of,
+    many_of,
+    number_of,
+    prefixes_of,
+    store_hash_of,
+    text_of,
+)
 from .messages import (
+    ADDRESSES_MAX,
     DELTA_PREFIXES_MAX,
     FIND_HASHES_MAX,
+    POOLS_MAX,
     PREFIX_BYTES,
+    REVOCATIONS_PER_MESSAGE_MAX,
     SALT_BYTES,
     SEGMENT_BLOCKS_MAX,
     SUMMARY_PART_PREFIXES_MAX,
+    TAG_BYTES,
     WANT_INDEXES_MAX,
     Cancel,
     Find,
@@ -42,7 +59,9 @@ from .messages import (
     Message,
     Please,
     Refuse,
+    Revoked,
     Sent,
+    Show,
     SummaryDelta,
     SummaryPart,
     Urgency,
@@ -54,11 +73,9 @@ HEADER_BYTES_MAX = 64 * 1024
 FOUND_BYTES_MAX = 4 * 1024 * 1024
 MANIFEST_PART_BYTES_MAX = 256 * 1024
 MANIFEST_BYTES_MAX = 16 * 1024 * 1024
-BITMAP_BYTES_MAX = 1024 * 1024
 GROWN_BYTES_MAX = 512 * 1024
 PLEASE_BYTES_MAX = 1024 * 1024
 FETCHES_MAX = 1 << 30
-TEXT_CHARS_MAX = 128
 HAVE_INDEXES_MAX = 4096
 SMALL_BYTES = 4096
 _HEAD = struct.Struct("!II")
@@ -161,8 +178,8 @@ def _join(kind: int, header: bytes, body: bytes) -> Message:
 
 def _split(message: Message) -> tuple[int, list[Any], Bytes]:
     match message:
-        case Hello(version, role, salt, agent, fetches):
-            return 1, [version, role, salt, agent, fetches], b""
+        case Hello(version, role, salt, agent, tags, fetches):
+            return 1, [version, role, salt, agent, list(tags), fetches], b""
         case Find(request, hashes):
             return 2, [request, list(hashes)], b""
         case Found(request, answered, records):
@@ -198,170 +215,134 @@ def _split(message: Message) -> tuple[int, list[Any], Bytes]:
             return 21, [request, number, last], prefixes
         case SummaryDelta(request, number, added, removed):
             return 22, [request, number, len(added)], added + removed
-
-
-def _number(value: Any, most: int = (1 << 53) - 1) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError("not a number within its limit")
-    return value
-
-
-def _exactly(value: Any, size: int) -> bytes:
-    if type(value) is not bytes or len(value) != size:
-        raise ValueError(f"not {size} bytes")
-    return value
-
-
-def _text(value: Any, chars_max: int = TEXT_CHARS_MAX) -> str:
-    if type(value) is not str or len(value) > chars_max or not value.isprintable():
-        raise ValueError("not a short printable text")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError("not a boolean")
-    return value
-
-
-def _many(value: Any, most: int) -> list[Any]:
-    if type(value) is not list or len(value) > most:
-        raise ValueError(f"not a list of at most {most}")
-    return value
-
-
-def _manifest(value: Any) -> ManifestId:
-    return ManifestId(_exactly(value, DIGEST_BYTES))
-
-
-def _store_hash(value: Any) -> str:
-    text = _text(value)
-    if len(text) != STORE_HASH_CHARS or not text.isalnum():
-        raise ValueError("not a store hash")
-    return text
+        case Show(certificates, addresses):
+            return 24, [list(certificates), list(addresses)], b""
+        case Revoked(revocations):
+            return 25, [list(revocations)], b""
 
 
 def _hello(fields: list[Any], body: bytes) -> Message:
-    version, role, salt, agent, fetches = fields
+    version, role, salt, agent, tags, fetches = fields
     return Hello(
-        _number(version),
-        _text(role),
-        _exactly(salt, SALT_BYTES),
-        _text(agent),
-        _number(fetches, FETCHES_MAX),
-    )
+        number_of(version), text_of(role), exactly(salt, SALT_BYTES), text_of(agent),
+        tuple(exactly(tag, TAG_BYTES) for tag in many_of(tags, POOLS_MAX)),
+        number_of(fetches, FETCHES_MAX),
+    )  # fmt: skip
 
 
 def _find(fields: list[Any], body: bytes) -> Message:
     request, hashes = fields
-    digests = tuple(_exactly(item, DIGEST_BYTES) for item in _many(hashes, FIND_HASHES_MAX))
-    return Find(_number(request), digests)
+    digests = tuple(exactly(item, DIGEST_BYTES) for item in many_of(hashes, FIND_HASHES_MAX))
+    return Find(number_of(request), digests)
 
 
 def _found(fields: list[Any], body: bytes) -> Message:
     request, answered, places = fields
     records: list[tuple[int, bytes]] = []
     at = 0
-    for place, size in _many(places, FIND_HASHES_MAX):
-        size = _number(size, len(body) - at)
-        records.append((_number(place, FIND_HASHES_MAX - 1), body[at : at + size]))
+    for place, size in many_of(places, FIND_HASHES_MAX):
+        size = number_of(size, len(body) - at)
+        records.append((number_of(place, FIND_HASHES_MAX - 1), body[at : at + size]))
         at += size
     if at != len(body):
         raise ValueError("bytes after the last record")
-    return Found(_number(request), _number(answered, FIND_HASHES_MAX), tuple(records))
+    return Found(number_of(request), number_of(answered, FIND_HASHES_MAX), tuple(records))
 
 
 def _please(fields: list[Any], body: bytes) -> Message:
     request, store_hash = fields
-    return Please(_number(request), _store_hash(store_hash), body)
+    return Please(number_of(request), store_hash_of(store_hash), body)
 
 
 def _get_manifest(fields: list[Any], body: bytes) -> Message:
     request, manifest, offset = fields
-    return GetManifest(_number(request), _manifest(manifest), _number(offset, MANIFEST_BYTES_MAX))
+    return GetManifest(
+        number_of(request), manifest_of(manifest), number_of(offset, MANIFEST_BYTES_MAX)
+    )
 
 
 def _manifest_part(fields: list[Any], body: bytes) -> Message:
     request, total = fields
-    return ManifestPart(_number(request), _number(total, MANIFEST_BYTES_MAX), body)
+    return ManifestPart(number_of(request), number_of(total, MANIFEST_BYTES_MAX), body)
 
 
 def _watch(fields: list[Any], body: bytes) -> Message:
     request, manifest = fields
-    return Watch(_number(request), _manifest(manifest))
+    return Watch(number_of(request), manifest_of(manifest))
 
 
 def _have(fields: list[Any], body: bytes) -> Message:
     manifest, filling = fields
-    return Have(_manifest(manifest), _flag(filling), body)
-
-
-def _indexes(value: Any, most: int) -> tuple[int, ...]:
-    return tuple(_number(index, BITMAP_BYTES_MAX * 8 - 1) for index in _many(value, most))
+    return Have(manifest_of(manifest), flag_of(filling), body)
 
 
 def _have_more(fields: list[Any], body: bytes) -> Message:
     manifest, indexes = fields
-    return HaveMore(_manifest(manifest), _indexes(indexes, HAVE_INDEXES_MAX))
+    return HaveMore(manifest_of(manifest), indexes_of(indexes, HAVE_INDEXES_MAX))
 
 
 def _want(fields: list[Any], body: bytes) -> Message:
     request, manifest, indexes, urgency = fields
-    wanted = _indexes(indexes, WANT_INDEXES_MAX)
-    return Want(_number(request), _manifest(manifest), wanted, Urgency(_number(urgency)))
+    wanted = indexes_of(indexes, WANT_INDEXES_MAX)
+    return Want(number_of(request), manifest_of(manifest), wanted, Urgency(number_of(urgency)))
 
 
 def _sent(fields: list[Any], body: bytes) -> Message:
     request, index, codec, length = fields
-    encoded = Encoded(Codec(_number(codec)), _number(length, BLOCK_BYTES_MAX), body)
-    return Sent(_number(request), _number(index), encoded)
+    encoded = Encoded(Codec(number_of(codec)), number_of(length, BLOCK_BYTES_MAX), body)
+    return Sent(number_of(request), number_of(index), encoded)
 
 
 def _cancel(fields: list[Any], body: bytes) -> Message:
     request, indexes = fields
-    return Cancel(_number(request), _indexes(indexes, WANT_INDEXES_MAX))
+    return Cancel(number_of(request), indexes_of(indexes, WANT_INDEXES_MAX))
 
 
 def _refuse(fields: list[Any], body: bytes) -> Message:
     request, reason, indexes = fields
-    return Refuse(_number(request), _text(reason), _indexes(indexes, WANT_INDEXES_MAX))
+    return Refuse(number_of(request), text_of(reason), indexes_of(indexes, WANT_INDEXES_MAX))
 
 
 def _grown(fields: list[Any], body: bytes) -> Message:
     manifest, first, count, state, final = fields
-    count = _number(count, SEGMENT_BLOCKS_MAX)
+    count = number_of(count, SEGMENT_BLOCKS_MAX)
     ids_end, lengths_end = count * DIGEST_BYTES, count * (DIGEST_BYTES + 4)
     if type(final) is not bytes or len(final) not in (0, DIGEST_BYTES) or len(body) < lengths_end:
         raise ValueError("a segment that is cut")
     ids = tuple(BlockId(body[at : at + DIGEST_BYTES]) for at in range(0, ids_end, DIGEST_BYTES))
     lengths = struct.unpack(f"!{count}I", body[ids_end:lengths_end])
     return Grown(
-        _manifest(manifest), _number(first), ids, lengths, body[lengths_end:],
-        Growth(_number(state)), final,
+        manifest_of(manifest), number_of(first), ids, lengths, body[lengths_end:],
+        Growth(number_of(state)), final,
     )  # fmt: skip
-
-
-def _prefixes(body: bytes) -> bytes:
-    if len(body) % PREFIX_BYTES:
-        raise ValueError("not a whole number of prefixes")
-    return body
 
 
 def _get_summary(fields: list[Any], body: bytes) -> Message:
     (request,) = fields
-    return GetSummary(_number(request))
+    return GetSummary(number_of(request))
 
 
 def _summary_part(fields: list[Any], body: bytes) -> Message:
     request, number, last = fields
-    return SummaryPart(_number(request), _number(number), _flag(last), _prefixes(body))
+    return SummaryPart(number_of(request), number_of(number), flag_of(last), prefixes_of(body))
 
 
 def _summary_delta(fields: list[Any], body: bytes) -> Message:
     request, number, added_bytes = fields
-    end = _number(added_bytes, len(body))
-    added, removed = _prefixes(body[:end]), _prefixes(body[end:])
-    return SummaryDelta(_number(request), _number(number), added, removed)
+    end = number_of(added_bytes, len(body))
+    added, removed = prefixes_of(body[:end]), prefixes_of(body[end:])
+    return SummaryDelta(number_of(request), number_of(number), added, removed)
+
+
+def _show(fields: list[Any], body: bytes) -> Message:
+    certificates, addresses = fields
+    texts = tuple(text_of(item) for item in many_of(addresses, ADDRESSES_MAX))
+    return Show(blobs_of(certificates, POOLS_MAX), texts)
+
+
+def _revoked(fields: list[Any], body: bytes) -> Message:
+    (revocations,) = fields
+    return Revoked(blobs_of(revocations, REVOCATIONS_PER_MESSAGE_MAX))
 
 
 _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
@@ -382,4 +363,6 @@ _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
     20: _get_summary,
     21: _summary_part,
     22: _summary_delta,
+    24: _show,
+    25: _revoked,
 }

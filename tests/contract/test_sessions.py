@@ -22,7 +22,7 @@ from peer import sessions, yamux
 from peer.errors import SessionClosed
 from peer.host import Libp2pTransport
 from peer.sessions import ARRIVED_MAX, FastConnection, FastMuxers, FastStream
-from peer.transport import Stream
+from peer.transport import PROTOCOL, Stream
 from peer.yamux import HEADER, OUTGOING_BYTES_MAX, RST, SYN, WINDOW_BYTES_MIN, WINDOW_UPDATE
 from tests.peer.office import until
 
@@ -48,8 +48,8 @@ async def talking(dialer: str, listener: str) -> AsyncIterator[tuple[Libp2pTrans
     first, second = transport(dialer, 1), transport(listener, 2)
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, echo)
-            await nursery.start(second.run, echo)
+            await nursery.start(first.run, {PROTOCOL: echo})
+            await nursery.start(second.run, {PROTOCOL: echo})
             yield first, second
             nursery.cancel_scope.cancel()
 
@@ -140,8 +140,8 @@ async def test_a_reader_that_stops_holds_the_writer_and_costs_no_more() -> None:
     first, second = transport("fast", 1), transport("fast", 2)
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, echo)
-            await nursery.start(second.run, reads_late)
+            await nursery.start(first.run, {PROTOCOL: echo})
+            await nursery.start(second.run, {PROTOCOL: reads_late})
             stream = await first.open(second.addresses()[0])
             finished = trio.Event()
 
@@ -208,8 +208,8 @@ async def test_what_was_written_leaves_before_the_goodbye() -> None:
     first, second = transport("fast", 1), transport("fast", 2)
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, echo)
-            await nursery.start(second.run, reads_all)
+            await nursery.start(first.run, {PROTOCOL: echo})
+            await nursery.start(second.run, {PROTOCOL: reads_all})
             stream = await first.open(second.addresses()[0])
             await until(lambda: bool(second._host.get_network().connections))
             theirs = only_connection(second).machine

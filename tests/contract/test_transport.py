@@ -15,10 +15,11 @@ import trio
 
 from peer.errors import SessionClosed, Unreachable
 from peer.identity import Address, Identity
-from peer.transport import MemoryNetwork, MemoryTransport, Stream, Transport
+from peer.transport import PROTOCOL, MemoryNetwork, MemoryTransport, Stream, Transport
 
 SECONDS_MAX = 20.0
 KINDS = ["memory", "libp2p"]
+OTHER = "/narswarm/other/1"
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,7 @@ class Inbox:
     streams: list[Stream] = field(default_factory=list)
     arrived: trio.Event = field(default_factory=trio.Event)
     done: trio.Event = field(default_factory=trio.Event)
+    other: Inbox | None = None
 
     async def handle(self, stream: Stream) -> None:
         self.streams.append(stream)
@@ -59,15 +61,17 @@ class Inbox:
 
 @asynccontextmanager
 async def running(kind: str) -> AsyncIterator[tuple[Transport, Transport, Inbox, trio.Nursery]]:
-    """Two transports; the inbox of the second."""
+    """Two transports; the inbox of the second, which has another for a second protocol."""
     make = maker(kind)
     first, second, inbox = make(1), make(2), Inbox()
+    other = inbox.other = Inbox()
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, Inbox().handle)
-            await nursery.start(second.run, inbox.handle)
+            await nursery.start(first.run, {PROTOCOL: Inbox().handle})
+            await nursery.start(second.run, {PROTOCOL: inbox.handle, OTHER: other.handle})
             yield first, second, inbox, nursery
             inbox.done.set()
+            other.done.set()
             nursery.cancel_scope.cancel()
 
 
@@ -159,10 +163,10 @@ async def test_who_could_not_be_reached_is_dialled_again_when_asked() -> None:
     first, second, inbox = make(1), make(2), Inbox()
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(first.run, Inbox().handle)
+            await nursery.start(first.run, {PROTOCOL: Inbox().handle})
             with pytest.raises(Unreachable):
                 await first.open(Address(second.peer, "127.0.0.1", 1))
-            await nursery.start(second.run, inbox.handle)
+            await nursery.start(second.run, {PROTOCOL: inbox.handle})
             stream = await first.open(second.addresses()[0])
             assert stream.peer == second.peer
             inbox.done.set()
@@ -184,6 +188,7 @@ CALLER = """
 import sys, trio
 from peer.host import Libp2pTransport
 from peer.identity import Identity, parse_address
+from peer.transport import PROTOCOL
 
 async def handle(stream):
     pass
@@ -191,7 +196,7 @@ async def handle(stream):
 async def main():
     transport = Libp2pTransport(Identity(b"c" * 32), [("127.0.0.1", 0)])
     async with trio.open_nursery() as nursery:
-        await nursery.start(transport.run, handle)
+        await nursery.start(transport.run, {PROTOCOL: handle})
         stream = await transport.open(parse_address(sys.argv[1]))
         await stream.send_all(b"x")
         await trio.sleep_forever()
@@ -225,3 +230,22 @@ async def test_another_peer_at_the_address_is_refused() -> None:
         with pytest.raises(Unreachable):
             await first.open(Address(Identity(b"z" * 32).peer_id, where.host, where.port))
         assert not inbox.arrived.is_set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_stream_reaches_the_handler_of_its_protocol(kind: str) -> None:
+    async with running(kind) as (first, second, inbox, _):
+        stream = await first.open(second.addresses()[0], OTHER)
+        await stream.send_all(b"x")
+        assert inbox.other is not None
+        await inbox.other.arrived.wait()
+        assert await read_exactly(inbox.other.streams[0], 1) == b"x"
+        assert not inbox.streams
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_protocol_that_nobody_speaks_is_refused(kind: str) -> None:
+    async with running(kind) as (first, second, inbox, _):
+        with pytest.raises(Unreachable):
+            await first.open(second.addresses()[0], "/narswarm/never/1")
+        assert not inbox.streams

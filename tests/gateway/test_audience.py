@@ -16,7 +16,7 @@ def test_records_of_one_audience_are_for_the_same_askers() -> None:
     keys = [generate(name) for name in ("office-1", "public-1", "foreign-1")]
     trusted, publish = KeyRing([keys[0].public]), KeyRing([keys[1].public])
     may_have = policy({PeerId("friend")}, trusted, publish)
-    audience_of = audience(trusted, publish)
+    audience_of = audience(lambda: (trusted, publish))
     verdicts: dict[object, tuple[bool, ...]] = {}
     for number, signers in enumerate(_subsets(keys) * 3):
         record = make_path(f"path-{number}", 1)[0]

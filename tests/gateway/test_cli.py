@@ -21,7 +21,9 @@ from tests.gateway.test_upstream import INFO, Server, server
 from tests.golden.samples import sample_bytes
 
 __all__ = ["server"]
-COMMANDS = ["gateway", "peer", "seed", "demo", "keys", "status", "peers", "verify", "use", "doctor"]
+COMMANDS = [
+    "gateway", "peer", "seed", "demo", "keys", "status", "peers", "verify", "use", "doctor", "pool",
+]  # fmt: skip
 SECONDS_MAX = 60
 
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 import pytest
 
 from chunker.digest import ManifestId
+from chunker.record import PathRecord
 from chunker.store import MemoryStore
 from gateway.filling import Filling
 from gateway.report import Report, UpstreamRates, served_report
 from gateway.substituter import Served
+from peer.growing import Growing
+from peer.identity import Identity
 from peer.traffic import Traffic
 from tests.peer.office import make_path
 
 RECORD, NAR = make_path("path", 1000)
 WANTED = ManifestId(b"m" * 32)
+
+
+def filling_of(record: PathRecord) -> Filling:
+    growing = Growing(record, Identity(bytes(32)).peer_id)
+    return Filling(MemoryStore(), record, (), growing, lambda _: None)
 
 
 def sources(report: Report) -> list[int]:
@@ -28,7 +36,7 @@ def test_what_is_promised_and_not_here_yet_did_not_come_from_the_store() -> None
     traffic.begin(0, WANTED, RECORD, missing_bytes=len(NAR) - 100)
     assert sources(served_report(served, 0, traffic, upstream)) == [len(NAR) + 100, 0, 0]
     traffic.end(WANTED)
-    filling = Filling(MemoryStore(), RECORD, ())
+    filling = filling_of(RECORD)
     for now, filling.bytes_received in enumerate((0, 300)):
         upstream.look(now, [filling])
     assert sources(served_report(served, 0, traffic, upstream)) == [len(NAR), 0, 300]
@@ -37,7 +45,7 @@ def test_what_is_promised_and_not_here_yet_did_not_come_from_the_store() -> None
 
 
 def test_a_nar_from_an_upstream_has_a_rate_and_an_end() -> None:
-    upstream, filling = UpstreamRates(), Filling(MemoryStore(), RECORD, ())
+    upstream, filling = UpstreamRates(), filling_of(RECORD)
     for now, filling.bytes_received in enumerate(range(0, 500, 100)):
         upstream.look(now, [filling])
     (shown,) = upstream.report(4.0)

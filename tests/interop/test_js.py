@@ -21,6 +21,7 @@ from libp2p.peer.id import ID
 
 from peer.host import Libp2pTransport
 from peer.identity import parse_address
+from peer.transport import PROTOCOL
 from tests.contract.sessions import echo, muxer, transport
 
 HERE = Path(__file__).parent / "js"
@@ -54,7 +55,7 @@ async def ours() -> AsyncIterator[tuple[Libp2pTransport, trio.Nursery]]:
     us = transport("fast", 1)
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery:
-            await nursery.start(us.run, echo)
+            await nursery.start(us.run, {PROTOCOL: echo})
             yield us, nursery
             nursery.cancel_scope.cancel()
 

@@ -16,7 +16,8 @@ from chunker.record import PathRecord, needles_of
 from chunker.store import BlockStore, MemoryStore
 from peer.catalogue import Catalogue
 from peer.identity import Address, Identity, PeerId
-from peer.swarm import Policies, Swarm
+from peer.policies import Policies
+from peer.swarm import Swarm
 from peer.transport import MemoryNetwork, MemoryTransport
 from tests.golden.samples import file_nar, sample_bytes
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunker.block import Codec, Encoded
-from chunker.digest import ManifestId
+from chunker.digest import BlockId, ManifestId
 from peer.errors import WireError
 from peer.messages import (
     Cancel,
@@ -19,6 +19,8 @@ from peer.messages import (
     Found,
     GetManifest,
     GetSummary,
+    Grown,
+    Growth,
     Have,
     HaveMore,
     Hello,
@@ -26,9 +28,12 @@ from peer.messages import (
     Message,
     Please,
     Refuse,
+    Revoked,
     Sent,
+    Show,
     SummaryDelta,
     SummaryPart,
+    Urgency,
     Want,
     Watch,
 )
@@ -36,7 +41,10 @@ from peer.wire import _READERS, HEADER_BYTES_MAX, Decoder, encode
 
 M = ManifestId(b"m" * 32)
 MESSAGES: list[Message] = [
-    Hello(1, "seed", b"s" * 32, "narswarm/0.1"),
+    Hello(1, "seed", b"s" * 32, "narswarm/0.1", (b"t" * 16,) * 8),
+    Show((b"certificate", b"c" * 1024), ("/ip4/10.0.0.1/tcp/4555/p2p/x",)),
+    Show((), ()),
+    Revoked((b"revocation",) * 128),
     Find(1, (b"a" * 32, b"b" * 32)),
     Found(1, 2, ((0, b"record"), (1, b"another"))),
     Found(2, 1, ()),
@@ -48,7 +56,12 @@ MESSAGES: list[Message] = [
     HaveMore(M, (1, 2, 700)),
     Want(6, M, (0, 5, 63)),
     Sent(6, 5, Encoded(Codec.ZSTD, 9, b"payload")),
+    Want(6, M, (1,), Urgency.SPARE),
     Cancel(6),
+    Cancel(6, (5, 63)),
+    Grown(M, 4, (BlockId(b"b" * 32),) * 2, (40_000, 9), b"\x20\x00", Growth.WHOLE, b"f" * 32),
+    Grown(M, 6, (), (), b"", Growth.FAILED, b""),
+    Please(8, "zcq178g5vxv56lkyfabq2z4jgfvx06zg", b"record"),
     Refuse(6, "not-here", (5,)),
     GetSummary(7),
     SummaryPart(7, 0, True, b"a" * 8 + b"b" * 8),
@@ -103,7 +116,15 @@ BAD = {
     "65 wants": frame(10, [1, b"m" * 32, list(range(65))]),
     "4097 haves": frame(9, [b"m" * 32, list(range(4097))]),
     "store hash with a slash": frame(4, [1, "../../../../../../../etc/passwd0"]),
-    "short salt": frame(1, [1, "seed", b"s" * 31, "x"]),
+    "short salt": frame(1, [1, "seed", b"s" * 31, "x", []]),
+    "nine tags": frame(1, [1, "seed", b"s" * 32, "x", [b"t" * 16] * 9]),
+    "a short tag": frame(1, [1, "seed", b"s" * 32, "x", [b"t" * 15]]),
+    "nine certificates": frame(24, [[b"c"] * 9, []]),
+    "a certificate of 1025 bytes": frame(24, [[b"c" * 1025], []]),
+    "an empty certificate": frame(24, [[b""], []]),
+    "nine addresses": frame(24, [[], ["a"] * 9]),
+    "129 revocations": frame(25, [[b"r"] * 129]),
+    "a revocation that is text": frame(25, [["r"]]),
     "unknown codec": frame(11, [1, 0, 7, 5], b"12345"),
     "records do not fill the body": frame(3, [1, 1, [[0, 4]]], b"12345"),
     "records beyond the body": frame(3, [1, 1, [[0, 9]]], b"12345"),

@@ -34,7 +34,7 @@ VENDORS = {
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
     "httptools": {"gateway/server.py"},
     "pycurl": {"gateway/upstream.py"},
-    "rich": {"gateway/terminal.py", "gateway/watching.py"},
+    "rich": {"gateway/terminal.py", "gateway/watching.py", "gateway/pool_view.py"},
     "tomlkit": {"gateway/setup.py"},
     "nacl": {"gateway/signing.py", "peer/identity.py"},
 }
@@ -45,7 +45,7 @@ MACHINES = (
     + [ROOT / "peer" / f"{name}.py" for name in
        ("exchange", "picker", "standing", "serving", "growing", "fetchers", "catalogue",
         "summary", "ahead", "messages", "wire", "identity", "yamux", "noise", "acquaintances",
-        "rates", "traffic")]
+        "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress")]
 )  # fmt: skip
@@ -56,6 +56,7 @@ PRINTS = {
     "gateway/demo.py",
     "gateway/terminal.py",
     "gateway/setup.py",
+    "gateway/pool_commands.py",
 }
 
 
