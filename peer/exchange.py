@@ -23,59 +23,18 @@ gives up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from sortedcontainers import SortedSet
 
-from chunker.block import Block, Encoded, verify
+from chunker.block import Encoded, verify
 from chunker.digest import BlockId, ManifestId
 from chunker.errors import BlockCorrupt
 
+from .effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
 from .identity import PeerId
 from .messages import WANT_INDEXES_MAX, Urgency
 from .picker import Download, Flight, choose, second_holder
 from .standing import Standing
-
-
-@dataclass(frozen=True, slots=True)
-class SendWant:
-    peer: PeerId
-    request: int
-    manifest: ManifestId
-    indexes: tuple[int, ...]
-    urgency: Urgency = Urgency.FIRM
-
-
-@dataclass(frozen=True, slots=True)
-class SendCancel:
-    """`indexes` of a Want, or empty for all of it."""
-
-    peer: PeerId
-    request: int
-    indexes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """A verified block that some download wanted; `places` are (manifest, index)."""
-
-    block: Block
-    peer: PeerId
-    places: tuple[tuple[ManifestId, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ban:
-    peer: PeerId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stuck:
-    manifest: ManifestId
-
-
-Effect = SendWant | SendCancel | Keep | Ban | Stuck
 
 
 class Exchange:

@@ -32,7 +32,7 @@ from .identity import PeerId
 from .messages import Grown, Growth, Please
 
 if TYPE_CHECKING:
-    from .exchange import Effect
+    from .effects import Effect
     from .swarm import Swarm
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,7 @@ class Office:
 
     def grew(self, growing: Growing) -> None:
         """More of it is here, or it is over."""
-        for answering in self._swarm.answering():
-            if growing.id in answering.watches:
-                answering.grew(growing.id)
+        self._swarm.inbound.grew(growing.id)
 
     def keep(self, growing: Growing) -> None:
         self._kept[growing.id] = growing

@@ -17,23 +17,24 @@ from collections.abc import Iterable, Mapping, Sequence
 import trio
 
 from chunker.digest import ManifestId
-from chunker.errors import StoreError
 from chunker.manifest import Manifest
 from chunker.manifests import Manifests
 from chunker.record import PathRecord
 from chunker.store import BlockStore
 
-from .answering import Answering, Library
 from .asking import Asking
 from .catalogue import Catalogue
 from .dialling import Dialling
+from .effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
 from .errors import PeerError, RemoteError, SessionClosed
-from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
+from .exchange import Exchange
 from .fetch import Fetch
 from .growing import Growing, blocks_max
 from .identity import Address, PeerId
+from .inbound import Inbound
 from .introductions import Introductions, Session
 from .keeping import Keeping
+from .library import Library
 from .messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -59,13 +60,11 @@ from .pull_through import PullThrough
 from .questions import Questions
 from .sending import Sending
 from .traffic import Traffic
-from .transport import PROTOCOL, Handler, Stream, Transport
+from .transport import PROTOCOL, Handler, Transport
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-SESSIONS_PER_PEER_MAX = 4
-"""One is enough; an old one may still be dying when the next comes."""
 AGENT = "narswarm/0.1"
 
 
@@ -95,7 +94,6 @@ class Swarm(Library):
         self.introductions = introductions or Introductions(Membership(transport.peer), lambda: 0.0)
         self.introductions.listens = transport.addresses
         self.introductions.sessions = self._met
-        self._handlers = {**(others or {}), PROTOCOL: self._accept}
         self._transport = transport
         self.me = transport.peer
         self.exchange = Exchange(transport.peer)
@@ -108,7 +106,8 @@ class Swarm(Library):
             self._asking, store, catalogue, policies, self.dialling.settled, self.ban
         )
         self.office = Office(self)
-        self._answering: set[Answering] = set()
+        self.inbound = Inbound(self)
+        self._handlers = {**(others or {}), PROTOCOL: self.inbound.accept}
         self._manifests = Manifests(store)
         self._opening: set[PeerId] = set()
         self._pull_through = PullThrough(self)
@@ -141,9 +140,6 @@ class Swarm(Library):
 
     def sessions_open(self) -> tuple[Asking, ...]:
         return tuple(self._asking.values())
-
-    def answering(self) -> tuple[Answering, ...]:
-        return tuple(self._answering)
 
     def owed_by(self, peer: PeerId) -> int:
         return self.exchange.owed_by(peer)
@@ -221,8 +217,7 @@ class Swarm(Library):
 
     def restate(self, manifest: ManifestId) -> None:
         """Tell who watches it what is here now that a download is over."""
-        for answering in self._answering:
-            answering.restate(manifest)
+        self.inbound.restate(manifest)
 
     # -- sessions ----------------------------------------------------------------------------
 
@@ -238,41 +233,13 @@ class Swarm(Library):
         )
 
     def _met(self) -> tuple[Session, ...]:
-        return (*self._asking.values(), *(a for a in self._answering if a.met))
+        return (*self._asking.values(), *self.inbound.met())
 
     def _may_meet(self, peer: PeerId) -> bool:
         return self.hello.role != "seed" and self.introductions.meets(peer)
 
     def welcomes(self, peer: PeerId) -> bool:
         return self.policies.serves(peer) or self.policies.knows(peer)
-
-    async def _accept(self, stream: Stream) -> None:
-        if self.exchange.is_banned(stream.peer):
-            await stream.aclose()
-            return
-        if sum(a.peer == stream.peer for a in self._answering) >= SESSIONS_PER_PEER_MAX:
-            log.warning("%s opens more than %d sessions", stream.peer, SESSIONS_PER_PEER_MAX)
-            await stream.aclose()
-            return
-        answering = Answering(stream, self)
-        self._answering.add(answering)
-        try:
-            if self.dialling.joined(stream.peer, stream.remote_host, answering):
-                await answering.run(self._greeted)
-        except* (PeerError, trio.TooSlowError, StoreError) as group:
-            for error in group.exceptions:
-                log.info("session of %s ended: %s", stream.peer, error)
-        finally:
-            self._count_sent(answering)
-            self.traffic.over(answering)
-            self._answering.discard(answering)
-            self.dialling.left(answering)
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                await stream.aclose()
-
-    async def _greeted(self, answering: Answering) -> None:
-        self.introductions.begun(answering)
-        self.discovered(Address(answering.peer, None, None))
 
     async def _session(self, address: Address) -> None:
         """Open, run and clean up one asking session; errors end only it."""
@@ -365,7 +332,8 @@ class Swarm(Library):
                 known = range(min(count, len(bitmap) * 8))
                 held = [n for n in known if bitmap[n >> 3] >> (n & 7) & 1]
                 effects = self.exchange.has(now, peer, manifest, held, filling)
-                self._covering(manifest)
+                if fetch is not None:
+                    fetch.heard_of_holder()
             case HaveMore(manifest, indexes):
                 effects = self.exchange.has(now, peer, manifest, indexes)
             case Grown():
@@ -378,10 +346,6 @@ class Swarm(Library):
             case _:
                 raise RemoteError(f"{peer} sent {type(message).__name__} unasked")
         await self._carry_out(effects)
-
-    def _covering(self, manifest: ManifestId) -> None:
-        if (fetch := self.fetches.get(manifest)) is not None:
-            fetch.heard_of_holder()
 
     async def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -427,17 +391,10 @@ class Swarm(Library):
         fetch = self.fetches.get(manifest)
         if fetch is not None:
             fetch.present(index)
-        for answering in self._answering:
-            if manifest in answering.watches:
-                answering.note(manifest, index)
+        self.inbound.note(manifest, index)
 
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_SECONDS)
-            for answering in self._answering:
-                self._count_sent(answering)
+            self.inbound.count_sent()
             await self._carry_out(self.exchange.tick(trio.current_time()))
-
-    def _count_sent(self, answering: Answering) -> None:
-        if self.traffic.sent(trio.current_time(), answering.peer, answering, answering.bytes_sent):
-            self.dialling.used(answering.peer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from chunker.digest import ManifestId
 from chunker.record import PathRecord
 
-from .exchange import Keep
+from .effects import Keep
 from .identity import PeerId
 from .rates import Rate
 

@@ -373,7 +373,7 @@ async def test_a_revocation_travels_and_ends_sessions_at_once() -> None:
         await until(lambda: out.peer not in c.swarm.sessions())
         assert b.membership.revoked_since(OFFICE.id, out.peer) == int(START)
         assert not c.takes(out.peer) and c.introductions.news == [known]
-        assert not any(session.peer == out.peer for session in c.swarm._answering)
+        assert not any(session.peer == out.peer for session in c.swarm.inbound._sessions)
         # It comes again with the same certificate, and nobody answers.
         here.now += 2 * MEET_AGAIN_SECONDS
         with pytest.raises(trio.TooSlowError), trio.fail_after(0.5):

@@ -19,8 +19,8 @@ from peer.answering import PLEASES_MAX
 from peer.errors import NotHere
 from peer.fetch import Fetch, candidates
 from peer.identity import Address, PeerId
+from peer.inbound import SESSIONS_PER_PEER_MAX
 from peer.messages import Have, Message, Please
-from peer.swarm import SESSIONS_PER_PEER_MAX
 from tests.peer.office import Node, Office, hold, make_path, office, until
 
 BIG = 12_000_000

@@ -56,6 +56,7 @@ PRINTS = {
     "gateway/demo.py",
     "gateway/terminal.py",
     "gateway/setup.py",
+    "gateway/setup_options.py",
     "gateway/pool_commands.py",
 }
 
