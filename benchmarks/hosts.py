@@ -5,7 +5,9 @@
     host 3 eth0 ==veth== v3 /
 
 A link's rate holds in both directions: a token bucket (tbf) on eth0 limits what a host sends, one
-on the bridge's end what it receives. Nothing of this is visible in the machine's own namespace, and
+on the bridge's end what it receives. A veth passes segments of 64 KiB on in one piece, and a full
+queue would drop them so, which starves some of many connections for minutes; a link here takes no
+larger piece than it carries in a millisecond, as TCP itself aims at (tcp_tso_autosize). Nothing of this is visible in the machine's own namespace, and
 names begin with the process id, so that several runs do not meet. When `hosts` ends, whatever still
 runs in the namespaces is killed by its process id, and the namespaces are deleted.
 """
@@ -27,6 +29,8 @@ COMMAND_SECONDS_MAX = 30.0
 BURST_BYTES = 128 * 1024
 QUEUE_MILLISECONDS = 50
 """A packet that would wait longer in a full link is dropped, which is what slows TCP down."""
+FRAME_BYTES, PIECE_BYTES_MAX = 1514, 65536
+PIECES_PER_SECOND = 1000
 
 _runs = count()
 
@@ -87,7 +91,9 @@ def _connect(host: Host, hub: str, port: str, rate_bits: int | None) -> None:
         _run(*ip, "link", "set", device, "up")
     _run(*ip, "route", "add", "224.0.0.0/4", "dev", "eth0")
     if rate_bits is not None:
+        piece = min(max(rate_bits // 8 // PIECES_PER_SECOND, FRAME_BYTES), PIECE_BYTES_MAX)
         for namespace, device in ((name, "eth0"), (hub, port)):
+            _run("ip", "-n", namespace, "link", "set", device, "gso_max_size", str(piece))
             _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf",
                  "rate", f"{rate_bits}bit", "burst", f"{BURST_BYTES}b",
                  "latency", f"{QUEUE_MILLISECONDS}ms")  # fmt: skip
