@@ -141,7 +141,7 @@ async def fetch(address: str) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(swarm.run)
         await swarm.settled()
-        offers = await swarm.find("0" * 32, 5.0)
+        offers = await swarm.questions.find("0" * 32, 5.0)
         began = time.perf_counter()
         opened = await Fetch.open(swarm, offers[0][1], offers)
         assert opened is not None

@@ -14,11 +14,11 @@ CUT_RULE = "fastcdc2020-128k-nc2-v1"
 BLOCK_BYTES_MIN = 32 * 1024
 BLOCK_BYTES_AVERAGE = 128 * 1024
 BLOCK_BYTES_MAX = 512 * 1024
-BATCH_BYTES = 4 * 1024 * 1024
+BATCH_BYTES = 1024 * 1024
 
 
 class Cutter:
-    """feed bytes, get blocks; `finish` gives the rest. Holds at most 4.5 MiB."""
+    """feed bytes, get blocks; `finish` gives the rest. Holds at most 1.5 MiB."""
 
     def __init__(self) -> None:
         if not FastCDC.__module__.startswith("pyfastcdc.cy"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from .block import Block
 from .digest import Bytes, nix32_encode
 from .errors import ManifestError, NarMismatch
 from .manifest import Manifest
-from .references import needles_digest, restore
+from .references import Rewrites, needles_digest, restore
 from .store import BlockStore
 
 
@@ -21,7 +22,17 @@ def check_needles(manifest: Manifest, needles: Sequence[bytes]) -> None:
         raise ManifestError("the manifest names a reference that the record does not have")
 
 
-def piece(manifest: Manifest, needles: Sequence[bytes], index: int, block: Block) -> Bytes:
+class Layout(Protocol):
+    """What a manifest, also one that still grows, says of where blocks lie."""
+
+    @property
+    def offsets(self) -> Sequence[int]: ...
+
+    @property
+    def rewrites(self) -> Rewrites: ...
+
+
+def piece(manifest: Layout, needles: Sequence[bytes], index: int, block: Block) -> Bytes:
     """The bytes of the NAR for which `block` (verified) stands at `index` of the manifest."""
     return restore(block.data, manifest.offsets[index], manifest.rewrites, needles)
 

@@ -4,24 +4,24 @@
 |------------------------------------|-------------------------------------------------------------|
 | a verified manifest, every block   | straight from the store                                     |
 | peers that cover what is missing   | block by block behind a Fetch                               |
-| an upstream that has it            | block by block behind a Filling, as it is cut and stored    |
+| nobody has it, another's turn      | behind that member's growing manifest (peer.office)         |
+| nobody has it, our turn            | behind our own download, as it is cut and stored            |
 | none of these                      | None: 404 before the first byte                             |
 
 A NAR that was never verified here passes through SHA-256 and keeps its last block back until the
-whole matched; a body that turns out wrong raises BodyBroken, which cuts the connection. When the
-peers fail in the middle, the body goes on behind a Filling: honest sources derive the same blocks.
-A NarHash whose body was cut as wrong serves no ranges for a while, because Nix would join the right
-tail to the wrong head; for the same reason a range is served only from the manifest that the whole
-began with.
+whole matched; a body that turns out wrong raises BodyBroken, which cuts the connection. When a
+source fails in the middle, the body goes on behind the next one: honest sources derive the same
+blocks. A NarHash whose body was cut as wrong serves no ranges for a while, because Nix would join
+the right tail to the wrong head; for the same reason a range is served only from the manifest that
+the whole began with.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import math
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import trio
@@ -32,15 +32,17 @@ from chunker.manifest import Manifest
 from chunker.rebuild import piece
 from chunker.record import PathRecord
 from chunker.store import BlockStore
-from peer.errors import NotHere, PeerError
+from peer.errors import PeerError
 from peer.fetch import STUCK_SECONDS_MAX, Fetch
+from peer.growing import Growing
+from peer.office import FIRST_BYTE_SECONDS_MAX
 from peer.swarm import Swarm
 
-from .errors import UpstreamError
 from .filling import Filling
 from .offer import is_signed
 from .pump import BodyBroken, Readable
 from .signing import KeyRing
+from .sources import UPSTREAM, FetchedSource, FilledSource, Source, SourcedBody
 from .trust import Admitted
 from .upstream import Upstream
 
@@ -52,7 +54,13 @@ FULL_SECONDS = 10.0
 SOURCES_SECONDS_MAX = 4.0
 RESCUE_SECONDS = 1.0
 """How long a block that no live peer holds is waited for where an upstream stands by."""
-CLEAN_UP_SECONDS_MAX = 5.0
+SHARED_BYTES_MIN = 512 * 1024
+"""Smaller NARs are had from an upstream sooner than it is settled who asks it."""
+RATE_BYTES_MIN = 4 * 1024 * 1024
+"""Shorter downloads say little about an upstream's rate."""
+SHARE_START = 1024
+SHARE_OF_A_PEER = 4
+"""An office cache takes so many times the share of a workstation."""
 BATCH_BYTES = 1536 * 1024
 """Read at once: with what lies between the blocks it fits into a pump's buffer."""
 BEGUN_MAX = 100_000
@@ -83,6 +91,9 @@ class Deliveries:
         self._begun: dict[NarHash, ManifestId | None] = {}
         self._fillings: dict[NarHash, Filling] = {}
         self._nursery: trio.Nursery | None = None
+        if upstreams:
+            swarm.office.fetch_for = self.fetch_for
+            self._offer_to_fetch(SHARE_START * 1024)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Owns the downloads from upstreams; they go on when their reader goes away."""
@@ -112,36 +123,99 @@ class Deliveries:
         return body
 
     async def _choose(self, record: PathRecord) -> tuple[ManifestId | None, Body] | None:
-        """The manifest (None: it grows behind an upstream) and the body of a delivery."""
-        held = self._store.record(record.store_hash)
-        if held is not None and held.nar_hash == record.nar_hash:
-            manifest = await trio.to_thread.run_sync(self._complete, held)
-            if manifest is not None:
-                return held.manifest, _StoredBody(self._store, held, manifest)
+        """The manifest (None: it grows while it is read) and the body of a delivery."""
+        held, manifest = await self._held(record)
+        if held is not None and manifest is not None:
+            return held.manifest, _StoredBody(self._store, held, manifest)
+        source = await self.source(record, set())
+        if source is None:
+            return None
+        return source.manifest, SourcedBody(self, record, source)
+
+    async def source(self, record: PathRecord, tried: set[str]) -> Source | None:
+        """Where the blocks come from now, without those `tried` in vain, which this adds to."""
         filling = self._fillings.get(record.nar_hash)
-        if filling is None and (fetch := await self._from_peers(record)) is not None:
-            return fetch.id, _FetchedBody(self, fetch)
-        if filling is None and trio.current_time() < self._full_until:
+        if filling is not None and UPSTREAM not in tried:
+            return FilledSource(filling)
+        public = is_signed(record, self._publish_keys)
+        fetch = await self._from_peers(record, tried, public)
+        if fetch is not None:
+            return FetchedSource(fetch, self.patience_seconds)
+        if trio.current_time() < self._full_until:
             return None  # 404 at once: Nix goes to its next substituter, and costs no upstream
-        filling = filling or self.fill(record)
-        if filling is not None and await filling.has_started():
-            return None, _FilledBody(self, filling)
+        office = self._swarm.office
+        turns = office.rank(record) if record.nar_size >= SHARED_BYTES_MIN else [self._swarm.me]
+        for owner in turns or [self._swarm.me]:
+            if owner == self._swarm.me:
+                source = await self._from_upstream(record, tried)
+                if source is not None:
+                    return source
+            elif owner not in tried:
+                tried.add(owner)
+                fetch = await office.ask(owner, record, public)
+                if fetch is not None:
+                    return FetchedSource(fetch, self.patience_seconds)
         return None
+
+    async def fetch_for(self, record: PathRecord) -> PathRecord | None:
+        """For the office (`Office.fetch_for`): the whole, or a growing manifest to follow."""
+        held, _ = await self._held(record)
+        if held is not None:
+            return held
+        if trio.current_time() < self._full_until:
+            return None
+        filling = self.fill(record)
+        if filling is None:
+            return None
+        started = False
+        with trio.move_on_after(FIRST_BYTE_SECONDS_MAX):
+            started = await filling.has_started()
+        return filling.growing.record if started else None
+
+    async def _from_upstream(self, record: PathRecord, tried: set[str]) -> Source | None:
+        if UPSTREAM in tried:
+            return None
+        tried.add(UPSTREAM)
+        filling = self.fill(record)
+        if filling is not None and await filling.has_started():
+            return FilledSource(filling)
+        return None
+
+    async def _held(self, record: PathRecord) -> tuple[PathRecord | None, Manifest | None]:
+        """Our record of it and its manifest, if every block is here."""
+        held = self._store.record(record.store_hash)
+        if held is None or held.nar_hash != record.nar_hash:
+            return None, None
+        manifest = await trio.to_thread.run_sync(self._complete, held)
+        return (held, manifest) if manifest is not None else (None, None)
 
     def _complete(self, record: PathRecord) -> Manifest | None:
         if not self._store.is_verified(record.manifest):
             return None
         manifest = self._swarm.load_manifest(record.manifest)
-        return manifest if manifest and all(self._store.has(manifest.blocks)) else None
+        if not isinstance(manifest, Manifest) or not all(self._store.has(manifest.blocks)):
+            return None
+        return manifest
 
-    async def _from_peers(self, record: PathRecord) -> Fetch | None:
-        public = is_signed(record, self._publish_keys)
+    async def _from_peers(self, record: PathRecord, tried: set[str], public: bool) -> Fetch | None:
+        """A fetch that peers cover, of the whole or behind the one who gets it now."""
+        questions = self._swarm.questions
         try:
-            offers = await self._swarm.find(record.store_hash, SOURCES_SECONDS_MAX, public=public)
-            offers += await self._swarm.please(
+            offers = await questions.find(record.store_hash, SOURCES_SECONDS_MAX, public=public)
+            offers += await questions.please(
                 record.store_hash, SOURCES_SECONDS_MAX, [peer for peer, _ in offers]
             )
-            offers = [offer for offer in offers if offer[1].nar_hash == record.nar_hash]
+            offers = [
+                (peer, offer)
+                for peer, offer in offers
+                if offer.nar_hash == record.nar_hash and peer not in tried
+            ]
+            for peer, offer in offers:
+                owner = self._swarm.office.owner_of(offer)
+                if owner is not None and owner not in tried:
+                    tried.update((peer, owner))
+                    return await self._swarm.office.follow(record, owner, public)
+            tried.update(peer for peer, _ in offers)
             return await Fetch.open(self._swarm, record, offers, public=public)
         except PeerError as error:
             log.warning("peers cannot deliver %s: %s", record.store_path, error)
@@ -153,7 +227,10 @@ class Deliveries:
         """The running download of this NAR, or a new one; None without upstreams."""
         filling = self._fillings.get(record.nar_hash)
         if filling is None and self._upstreams and self._nursery is not None:
-            filling = Filling(self._store, record, self._upstreams)
+            growing = Growing(record, self._swarm.me)
+            office = self._swarm.office
+            office.publish(growing)
+            filling = Filling(self._store, record, self._upstreams, growing, office.grew)
             self._fillings[record.nar_hash] = filling
             self._nursery.start_soon(self._run_filling, filling)
         return filling
@@ -163,9 +240,17 @@ class Deliveries:
             await filling.run(self._filled)
         finally:
             self.upstream_bytes += filling.bytes_received
+            if filling.seconds and filling.bytes_received >= RATE_BYTES_MIN:
+                self._offer_to_fetch(filling.bytes_received / filling.seconds)
             if filling.store_failed:
                 self._full_until = trio.current_time() + FULL_SECONDS
             del self._fillings[filling.record.nar_hash]
+
+    def _offer_to_fetch(self, bytes_per_second: float) -> None:
+        """In powers of two, so that members whose links are alike rank alike for long."""
+        rate = 1 << max(0, round(math.log2(max(bytes_per_second / 1024, 1))))
+        share = SHARE_OF_A_PEER if self._swarm.hello.role == "peer" else 1
+        self._swarm.office.offers_to_fetch(rate * share)
 
     def _filled(self, filling: Filling) -> None:
         assert filling.manifest is not None
@@ -232,99 +317,3 @@ class _StoredReader:
             last += 1
         self._next = last
         return range(first, last)
-
-
-async def _checked(
-    record: PathRecord,
-    start: int,
-    end: int,
-    read: Callable[[int, int], Awaitable[Bytes]],
-    wrong: Callable[[], None],
-) -> AsyncGenerator[Bytes, None]:
-    """Bytes start..end of what `read(index, offset)` gives. All blocks pass, also for a range, as
-    the SHA-256 must see them; the last one only when it matched."""
-    digest, offset, index = hashlib.sha256(), 0, 0
-    while offset < record.nar_size:
-        data = await read(index, offset)
-        digest.update(data)
-        whole = offset + len(data) >= record.nar_size
-        if whole and digest.digest() != record.nar_hash:
-            wrong()
-            raise BodyBroken(f"{record.store_path}: the rebuilt NAR is not what was signed")
-        if offset < end and offset + len(data) > start:
-            yield data[max(0, start - offset) : end - offset]
-        offset += len(data)
-        index += 1
-
-
-class _FilledBody:
-    def __init__(self, deliveries: Deliveries, filling: Filling) -> None:
-        self._deliveries = deliveries
-        self._filling = filling
-
-    async def __call__(self, start: int, end: int) -> AsyncIterator[Bytes]:
-        record = self._filling.record
-        async with aclosing(_checked(record, start, end, self._read, self._wrong)) as pieces:
-            async for data in pieces:
-                yield data
-
-    def _wrong(self) -> None:
-        self._deliveries.found_wrong(self._filling.record)
-
-    async def _read(self, index: int, offset: int) -> Bytes:
-        try:
-            return await self._filling.piece(index, offset)
-        except (UpstreamError, BlockMissing, BlockCorrupt) as error:
-            raise BodyBroken(str(error)) from error
-
-
-class _FetchedBody:
-    def __init__(self, deliveries: Deliveries, fetch: Fetch) -> None:
-        self._deliveries = deliveries
-        self._fetch = fetch
-        self._filling: Filling | None = None
-
-    async def __call__(self, start: int, end: int) -> AsyncIterator[Bytes]:
-        fetch = self._fetch
-        fetch.readers += 1
-        last = False
-        try:
-            checked = _checked(fetch.record, start, end, self._read, self._wrong)
-            async with aclosing(checked) as pieces:
-                async for data in pieces:
-                    yield data
-            last = True
-            await fetch.mark_verified()
-        finally:
-            fetch.readers -= 1
-            if last or fetch.readers == 0:
-                with trio.CancelScope(
-                    shield=True, deadline=trio.current_time() + CLEAN_UP_SECONDS_MAX
-                ):
-                    await fetch.close()
-
-    def _wrong(self) -> None:
-        self._fetch.blame()
-        self._deliveries.found_wrong(self._fetch.record)
-
-    async def _read(self, index: int, offset: int) -> Bytes:
-        fetch = self._fetch
-        if self._filling is None:
-            try:
-                block = await fetch.block(index, self._deliveries.patience_seconds)
-                return fetch.plain(index, block)
-            except NotHere as error:
-                self._filling = self._deliveries.fill(fetch.record)
-                if self._filling is None:
-                    raise BodyBroken(str(error)) from error
-                log.warning("%s; going on with an upstream", error)
-        return await self._rescued(self._filling, index, offset)
-
-    async def _rescued(self, filling: Filling, index: int, offset: int) -> Bytes:
-        """The peers are gone: the same block behind an upstream's download."""
-        try:
-            if await filling.block(index) != self._fetch.manifest.blocks[index]:
-                raise BodyBroken(f"{filling.record.store_path}: the upstream has other blocks")
-            return await filling.piece(index, offset)
-        except (UpstreamError, BlockMissing, BlockCorrupt) as error:
-            raise BodyBroken(str(error)) from error

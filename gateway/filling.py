@@ -5,7 +5,7 @@
 However many ask, it is downloaded once. Readers see blocks as soon as they are cut, which is before
 the NAR is known to be right: each reader runs its own SHA-256 and keeps its last block back. When
 an upstream fails, the next one starts from the beginning; a reader goes on at its index, because
-the same NAR gives the same blocks.
+the same NAR gives the same blocks. Other members of the office follow its growing manifest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from chunker.ingest import Ingest
 from chunker.record import PathRecord
 from chunker.references import restore
 from chunker.store import BlockStore
+from peer.growing import Growing
+from peer.messages import Growth
 
 from .errors import UpstreamError, UpstreamResting
 from .upstream import Upstream
@@ -32,9 +34,18 @@ class Filling:
     """`run` once, in a task of its own; `block` from any number of readers."""
 
     def __init__(
-        self, store: BlockStore, record: PathRecord, upstreams: Sequence[Upstream]
+        self,
+        store: BlockStore,
+        record: PathRecord,
+        upstreams: Sequence[Upstream],
+        growing: Growing,
+        grew: Callable[[Growing], None],
     ) -> None:
+        """`grew` is called whenever bytes came, and when it is over."""
         self.record = record
+        self.growing = growing
+        self.seconds = 0.0
+        """From the first byte to the last."""
         self.manifest: ManifestId | None = None
         self.bytes_received = 0
         self.attempts = 0
@@ -43,6 +54,7 @@ class Filling:
         """It was not for want of an upstream."""
         self._store = store
         self._upstreams = upstreams
+        self._grew = grew
         self._ingest = self._fresh()
         self._over = False
         self._started = False
@@ -66,6 +78,9 @@ class Filling:
                     log.warning("%s failed on %s: %s", upstream.url, self.record.store_path, error)
         finally:
             self._over = True
+            if self.growing.state is Growth.GROWING:
+                self.growing.state = Growth.FAILED
+            self._grew(self.growing)
             self._changed()
 
     async def has_started(self) -> bool:
@@ -99,19 +114,35 @@ class Filling:
             return False
         ingest = self._fresh()
         self.attempts += 1
+        began = trio.current_time()
         async with upstream.nar(info) as pieces:
             async for data in pieces:
                 self.bytes_received += len(data)
                 await trio.to_thread.run_sync(ingest.feed, data)
                 self._ingest, self._started = ingest, True
-                self._changed()
+                self._show(ingest)
             await trio.to_thread.run_sync(self._finish, ingest)
         self._ingest, self._started = ingest, True
+        self.seconds = trio.current_time() - began
+        self._show(ingest)
         return True
 
     def _finish(self, ingest: Ingest) -> None:
         self.manifest, _ = ingest.finish(self.record.nar_hash, self.record.nar_size)
         self._store.flush()
+
+    def _show(self, ingest: Ingest) -> None:
+        """To those who read here and those who follow. A second upstream's blocks count from where
+        the first one's end; were they others, everybody's SHA-256 would tell."""
+        growing = self.growing
+        known = len(growing.blocks)
+        if len(ingest.blocks) >= known:
+            growing.rewrites = ingest.rewrites
+        growing.extend(ingest.blocks[known:], ingest.lengths[known : len(ingest.blocks)])
+        if self.manifest is not None:
+            growing.state, growing.final = Growth.WHOLE, self.manifest
+        self._grew(growing)
+        self._changed()
 
     def _fresh(self) -> Ingest:
         record = self.record

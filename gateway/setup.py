@@ -24,28 +24,25 @@ from .signing import KeyRing, PublicKey
 
 def use_gateway(options: argparse.Namespace) -> int:
     """`narswarm use [URL] [--undo]`: 0 done or nothing to do, 1 declined. Raises GatewayError."""
-    system, own = nixconf.system_file(os.environ), nixconf.user_file(os.environ)
     for_all = options.system or (os.geteuid() == 0 and not options.user)
-    file = system if for_all else own
-    files = [system] if for_all else nixconf.files(os.environ)
-    settings = config.load_config("gateway", {}, options.config)
-    url = (options.url or _url(settings)).rstrip("/")
-    keys = tuple(dict.fromkeys((*settings.trusted_public_keys, *options.keys)))
-    KeyRing(PublicKey.parse(key) for key in keys)
-    if use.is_made_by_nix(file):
-        print(use.nixos_advice(file, url, keys))
-        return 1
+    system = nixconf.system_file(os.environ)
+    file = system if for_all else nixconf.user_file(os.environ)
     if options.undo:
-        plan = use.undo_plan(file)
-        if plan.old == plan.new:
-            print(f"{file} has nothing of narswarm's; nothing to do")
-            return 0
+        plan, nothing = use.undo_plan(file), "has nothing of narswarm's"
     else:
+        settings = config.load_config("gateway", {}, options.config)
+        url = (options.url or _url(settings)).rstrip("/")
+        keys = tuple(dict.fromkeys((*settings.trusted_public_keys, *options.keys)))
+        KeyRing(PublicKey.parse(key) for key in keys)
+        if use.is_made_by_nix(file):
+            print(use.nixos_advice(file, url, keys))
+            return 1
         _check_trust(for_all, url, keys, system)
-        plan = use.make_plan(file, url, keys, files)
-        if plan.old == plan.new:
-            print(f"{file} says all this already; nothing to do")
-            return 0
+        files = [system] if for_all else nixconf.files(os.environ)
+        plan, nothing = use.make_plan(file, url, keys, files), "says all this already"
+    if plan.old == plan.new:
+        print(f"{file} {nothing}; nothing to do")
+        return 0
     if not _agreed(plan.diff, f"Change {file}?", yes=options.yes):
         return 1
     use.write(plan)
@@ -130,7 +127,7 @@ def _check_trust(for_all: bool, url: str, keys: tuple[str, ...], system: Path) -
     if for_all or use.store_is_ours():
         return
     user, groups = use.who_am_i()
-    if not use.may_choose(nixconf.read([system]), url, user, groups):
+    if not use.may_choose(nixconf.read([system]), url, keys, user, groups):
         raise UsageError(use.untrusted_advice(user, url, keys, system))
 
 

@@ -120,16 +120,21 @@ def write(plan: Plan) -> None:
         remove(target)
 
 
-def may_choose(settings: nixconf.NixSettings, url: str, user: str, groups: Sequence[str]) -> bool:
-    """Whether a daemon heeds this user's choice of `url`. Pure; `trusted-users` as Nix reads it:
-    names, `@group`, `*`."""
+def may_choose(
+    settings: nixconf.NixSettings,
+    url: str,
+    keys: Sequence[str],
+    user: str,
+    groups: Sequence[str],
+) -> bool:
+    """Whether a daemon heeds this user's choice of `url` and `keys`. Pure; `trusted-users` as Nix
+    reads it: names, `@group`, `*`. What `trusted-substituters` names anybody may choose, but keys
+    nobody: they must be trusted already."""
     trusted = settings.trusted_users
-    return (
-        "*" in trusted
-        or user in trusted
-        or any(f"@{group}" in trusted for group in groups)
-        or url in settings.trusted_substituters
-    )
+    if "*" in trusted or user in trusted or any(f"@{group}" in trusted for group in groups):
+        return True
+    known = settings.trusted_public_keys
+    return url in settings.trusted_substituters and all(key in known for key in keys)
 
 
 def who_am_i() -> tuple[str, list[str]]:

@@ -7,6 +7,7 @@ before it is sent: a rotten one is refused and forgotten here, so nobody can bla
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -19,6 +20,7 @@ from chunker.store import BlockStore
 
 from .catalogue import Catalogue
 from .errors import RemoteError
+from .growing import Growing
 from .identity import PeerId
 from .messages import (
     PROTOCOL_VERSION,
@@ -26,6 +28,7 @@ from .messages import (
     Find,
     Found,
     GetManifest,
+    Growth,
     Have,
     HaveMore,
     Hello,
@@ -55,6 +58,8 @@ SEND_SECONDS_MAX = 60.0
 """For one message; a peer slower than that is given up."""
 UNSENT_BYTES_MAX = 2 * 1024 * 1024
 """Of blocks that were read and wait to be sent to one peer."""
+SIGN_SECONDS = 1.0
+"""That bytes come is said so often where no block comes."""
 WATCHES_MAX = 4096
 PLEASES_MAX = 256
 
@@ -66,19 +71,32 @@ class Library(Protocol):
     catalogue: Catalogue
     hello: Hello
 
-    def load_manifest(self, wanted: ManifestId) -> Manifest | None: ...
+    def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None: ...
+
+    def grows(self, wanted: ManifestId) -> Growing | None:
+        """A growing manifest of our own."""
+        ...
 
     def is_filling(self, wanted: ManifestId) -> bool:
         """The blocks that are not here are being fetched."""
         ...
 
-    async def look_for(self, asker: PeerId, store_hash: str) -> PathRecord | None:
+    async def look_for(self, asker: PeerId, message: Please) -> PathRecord | None:
         """Somebody said Please."""
         ...
 
-    def watched(self, record: PathRecord) -> None:
-        """Somebody wants to know of its blocks."""
+    def watched(self, watcher: PeerId, record: PathRecord) -> None:
+        """`watcher` wants to know of its blocks."""
         ...
+
+
+@dataclass(slots=True)
+class _Told:
+    """What the peer knows of one growing manifest."""
+
+    blocks: int = 0
+    when: float = float("-inf")
+    over: bool = False
 
 
 class Answering:
@@ -93,6 +111,8 @@ class Answering:
         self._work = trio.Event()
         self._news: dict[ManifestId, list[int]] = {}
         self._restated: set[ManifestId] = set()
+        self._told: dict[ManifestId, _Told] = {}
+        self._grew: set[ManifestId] = set()
         self._news_event = trio.Event()
         self._writing = trio.Lock()
         self._pleases = 0
@@ -108,6 +128,11 @@ class Answering:
     def note(self, manifest: ManifestId, index: int) -> None:
         """A block of a watched manifest came in."""
         self._news.setdefault(manifest, []).append(index)
+        self._news_event.set()
+
+    def grew(self, manifest: ManifestId) -> None:
+        """A watched growing manifest of ours has news."""
+        self._grew.add(manifest)
         self._news_event.set()
 
     def restate(self, manifest: ManifestId) -> None:
@@ -183,7 +208,7 @@ class Answering:
 
     async def _please(self, message: Please) -> None:
         try:
-            record = await self._library.look_for(self.peer, message.store_hash)
+            record = await self._library.look_for(self.peer, message)
         finally:
             self._pleases -= 1
         records = () if record is None else ((0, encode_record(record)),)
@@ -205,10 +230,27 @@ class Answering:
             await self._say(Refuse(message.request, "not-here", ()))
             return
         self.watches.add(message.manifest)
-        self._library.watched(record)
+        self._library.watched(self.peer, record)
+        await self._say_growth(message.manifest)
         await self._say_have(message.manifest, manifest)
 
-    async def _say_have(self, wanted: ManifestId, manifest: Manifest) -> None:
+    async def _say_growth(self, wanted: ManifestId) -> None:
+        """What is new of a growing manifest; at least once a second that bytes come."""
+        growing = self._library.grows(wanted)
+        if growing is None:
+            return
+        told = self._told.setdefault(wanted, _Told())
+        while not told.over:
+            now = trio.current_time()
+            segment = growing.segment(told.blocks)
+            told.over = segment.state is not Growth.GROWING
+            if not segment.blocks and not told.over and now - told.when < SIGN_SECONDS:
+                return
+            told.blocks += len(segment.blocks)
+            told.when = now
+            await self._say(segment)
+
+    async def _say_have(self, wanted: ManifestId, manifest: Manifest | Growing) -> None:
         present = await trio.to_thread.run_sync(self._library.store.has, manifest.blocks)
         bitmap = bytearray((len(present) + 7) // 8)
         for index, here in enumerate(present):
@@ -260,7 +302,10 @@ class Answering:
             await self._news_event.wait()
             await trio.sleep(HAVE_DELAY_SECONDS)
             news, self._news = self._news, {}
+            grew, self._grew = self._grew, set()
             self._news_event = trio.Event()
+            for manifest in sorted(grew):
+                await self._say_growth(manifest)
             for manifest, indexes in news.items():
                 for at in range(0, len(indexes), HAVE_INDEXES_MAX):
                     part = tuple(indexes[at : at + HAVE_INDEXES_MAX])

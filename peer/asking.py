@@ -93,8 +93,9 @@ class Asking:
             left = left[answer.answered :]
         return found
 
-    async def please(self, store_hash: str) -> PathRecord | None:
-        answer = await self._ask(lambda n: Please(n, store_hash))
+    async def please(self, store_hash: str, record: bytes = b"") -> PathRecord | None:
+        """`record`: encoded, where the answerer may also fetch it from an upstream."""
+        answer = await self._ask(lambda n: Please(n, store_hash, record))
         if not isinstance(answer, Found):
             return None
         return self._records([store_hash], answer).get(store_hash)
@@ -183,6 +184,11 @@ class Asking:
             except (trio.WouldBlock, trio.BrokenResourceError):
                 raise RemoteError(f"{self.peer} answered one question twice") from None
             return
+        if (
+            isinstance(message, Found | ManifestPart)
+            and 0 < -message.request % 2**32 <= self._request
+        ):
+            return  # we waited for it no longer
         await self._handler(self.peer, message)
 
 

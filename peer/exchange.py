@@ -1,29 +1,31 @@
 """The exchange: which missing block to ask of which peer. Pure; `now` and events in, effects out.
 
-It knows downloads (an ordered list of blocks, a cursor where the reader is), peers (what each
-holds of each manifest, how fast it was, what it owes) and one table of blocks in flight shared by
-all downloads, so that a block is asked for once however many NARs contain it.
+It keeps the books of all downloads (`picker.Download`: what is missing, what nobody was asked for),
+of all peers (`standing.Standing`: what each holds, owes, and how fast it was), and one table of
+blocks in flight shared by all downloads, so that a block is asked for once however many NARs
+contain it. Whom to ask for which block is `picker`'s to say.
 
 | event             | what it does                                                          |
 |-------------------|-----------------------------------------------------------------------|
-| start, has, moved | new work or new holders: fill every peer up to its depth              |
-| arrived, good     | Keep it, credit the peer's rate, ask for more                         |
+| start, grow, has, moved | new work or new holders: fill every peer up to its depth        |
+| arrived, good     | Keep it, cancel its second copy, credit the peer's rate, ask for more |
 | arrived, bad      | Ban the sender, ask somebody else                                     |
 | arrived, uncalled | ignored: a late answer to a cancelled request is no crime             |
 | refused           | that peer does not hold that block; ask somebody else                 |
 | peer_gone         | everything it owed is asked of others                                 |
-| tick              | a silent or dripping peer loses what it owes and rests for a while    |
+| tick              | a silent or dripping peer loses what it owes and rests for a while; a |
+|                   | late block is asked of a second holder                                |
 
-Blocks are asked for in order from the cursor, each of the peer whose queue would be shortest in
-time, (owed + length) / rate. A download none of whose missing blocks has a holder is Stuck; its
-owner finds another source or gives up.
+A download none of whose missing blocks has a holder is Stuck; its owner finds another source or
+gives up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sortedcontainers import SortedSet
 
 from chunker.block import Block, Encoded, verify
 from chunker.digest import BlockId, ManifestId
@@ -31,17 +33,8 @@ from chunker.errors import BlockCorrupt
 
 from .identity import PeerId
 from .messages import WANT_INDEXES_MAX
-
-WINDOW_BYTES = 16 * 1024 * 1024
-DEPTH_BLOCKS_MIN = 2
-DEPTH_BLOCKS_MAX = 64
-DEPTH_SECONDS = 0.5
-RATE_START_BYTES_PER_SECOND = 8 * 1024 * 1024
-RATE_MIN_BYTES_PER_SECOND = 16 * 1024
-RATE_WEIGHT = 0.3
-SILENCE_SECONDS_MAX = 3.0
-DRIP_SECONDS_MAX = 10.0
-REST_SECONDS = 10.0
+from .picker import Download, Flight, choose, second_holder
+from .standing import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +47,11 @@ class SendWant:
 
 @dataclass(frozen=True, slots=True)
 class SendCancel:
+    """`indexes` of a Want, or empty for all of it."""
+
     peer: PeerId
     request: int
+    indexes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,74 +77,69 @@ class Stuck:
 Effect = SendWant | SendCancel | Keep | Ban | Stuck
 
 
-@dataclass(slots=True)
-class _Download:
-    blocks: tuple[BlockId, ...]
-    lengths: tuple[int, ...]
-    missing: set[int]
-    cursor: int = 0
-    front: int = 0
-    stuck_said: bool = False
-
-
-@dataclass(slots=True)
-class _Flight:
-    peer: PeerId
-    request: int
-    manifest: ManifestId
-    index: int
-    length: int
-    since: float
-
-
-@dataclass(slots=True)
-class _Peer:
-    holds: dict[ManifestId, set[int]] = field(default_factory=dict)
-    filling: set[ManifestId] = field(default_factory=set)
-    owed: dict[tuple[int, int], BlockId] = field(default_factory=dict)
-    owed_bytes: int = 0
-    rate: float = RATE_START_BYTES_PER_SECOND
-    heard: float = 0.0
-    busy_since: float = 0.0
-    busy_bytes: int = 0
-    rests_until: float = 0.0
-
-    def depth(self) -> int:
-        blocks = int(self.rate * DEPTH_SECONDS / 131072)
-        return max(DEPTH_BLOCKS_MIN, min(DEPTH_BLOCKS_MAX, blocks))
-
-    def takes_more(self) -> bool:
-        """Not before a quarter of the depth is free: one Want for many blocks costs as much as
-        one for each."""
-        depth = self.depth()
-        return len(self.owed) <= depth - max(1, depth // 4)
-
-
 class Exchange:
     """All downloads of one process. Every method returns the effects to carry out, in order."""
 
-    def __init__(self) -> None:
-        self._downloads: dict[ManifestId, _Download] = {}
-        self._peers: dict[PeerId, _Peer] = {}
-        self._flights: dict[BlockId, _Flight] = {}
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+        self._downloads: dict[ManifestId, Download] = {}
+        self._peers: dict[PeerId, Standing] = {}
+        self._flights: dict[BlockId, list[Flight]] = {}
         self._wanted: dict[BlockId, list[tuple[ManifestId, int]]] = {}
         self._request = 0
         self._banned: set[PeerId] = set()
+
+    # -- downloads ------------------------------------------------------------------------------
 
     def start(
         self,
         now: float,
         manifest: ManifestId,
-        blocks: tuple[BlockId, ...],
-        lengths: tuple[int, ...],
+        blocks: Sequence[BlockId],
+        lengths: Sequence[int],
         missing: Iterable[int],
+        *,
+        blocks_max: int | None = None,
+        nar_bytes: int | None = None,
+        source: PeerId | None = None,
     ) -> list[Effect]:
-        """Begin to fetch the `missing` indexes of `blocks`; `lengths` in bytes, plain."""
+        """Begin to fetch the `missing` indexes of `blocks`; `lengths` in bytes, plain. With
+        `source`, the owner of a growing manifest, more may come until `grow` says that is all: at
+        most `blocks_max` of together `nar_bytes`."""
         assert manifest not in self._downloads
-        download = _Download(blocks, lengths, set(missing))
+        download = Download(
+            manifest, [], [], set(), SortedSet(),
+            sum(lengths) if nar_bytes is None else nar_bytes,
+            len(blocks) if blocks_max is None else blocks_max,
+            source,
+        )  # fmt: skip
         self._downloads[manifest] = download
-        for index in sorted(download.missing):
-            self._wanted.setdefault(blocks[index], []).append((manifest, index))
+        return self.grow(now, manifest, blocks, lengths, missing, whole=source is None)
+
+    def grow(
+        self,
+        now: float,
+        manifest: ManifestId,
+        blocks: Sequence[BlockId],
+        lengths: Sequence[int],
+        missing: Iterable[int],
+        *,
+        whole: bool,
+    ) -> list[Effect]:
+        """More blocks at the end of a growing manifest; `missing` are indexes into the whole."""
+        download = self._downloads.get(manifest)
+        if download is None:
+            return []
+        assert len(download.blocks) + len(blocks) <= download.blocks_max
+        download.blocks += blocks
+        download.lengths += lengths
+        download.whole = whole
+        for index in missing:
+            wanted = download.blocks[index]
+            download.missing.add(index)
+            if wanted not in self._flights:
+                download.open.add(index)
+            self._wanted.setdefault(wanted, []).append((manifest, index))
         return self._fill(now)
 
     def stop(self, now: float, manifest: ManifestId) -> list[Effect]:
@@ -159,10 +150,9 @@ class Exchange:
         for index in sorted(download.missing):
             self._unwant(download.blocks[index], manifest, index)
         cancels: list[Effect] = []
-        for wanted, flight in list(self._flights.items()):
+        for wanted in list(self._flights):
             if wanted not in self._wanted:
-                self._land(wanted)
-                cancels.append(SendCancel(flight.peer, flight.request))
+                cancels += [SendCancel(f.peer, f.request) for f in self._land(wanted)]
         for peer in self._peers.values():
             peer.holds.pop(manifest, None)
             peer.filling.discard(manifest)
@@ -176,6 +166,20 @@ class Exchange:
         download.cursor = cursor
         return self._fill(now)
 
+    def covered(self, manifest: ManifestId) -> bool:
+        """Every missing block has a live holder, or a peer that is fetching the whole."""
+        download = self._downloads.get(manifest)
+        if download is None:
+            return False
+        if any(manifest in state.filling for state in self._peers.values()):
+            return True
+        held: set[int] = set()
+        for state in self._peers.values():
+            held |= set(state.holds.get(manifest, ()))
+        return download.whole and download.missing <= held
+
+    # -- peers ----------------------------------------------------------------------------------
+
     def has(
         self,
         now: float,
@@ -185,17 +189,20 @@ class Exchange:
         filling: bool | None = None,
     ) -> list[Effect]:
         """`peer` holds these blocks too; `filling`: whether it is getting the others, None: as
-        it said before."""
+        it said before. Indexes beyond a growing manifest are kept for when it has grown."""
         download = self._downloads.get(manifest)
         if download is None or peer in self._banned:
             return []
-        state = self._peers.setdefault(peer, _Peer())
+        state = self._peers.setdefault(peer, Standing())
         held = state.holds.setdefault(manifest, set())
-        held.update(index for index in indexes if 0 <= index < len(download.blocks))
+        if isinstance(held, set):
+            held.update(index for index in indexes if 0 <= index < download.blocks_max)
         if filling:
             state.filling.add(manifest)
-        elif filling is not None or len(held) == len(download.blocks):
+        elif filling is not None:
             state.filling.discard(manifest)
+        if download.whole and len(held) >= len(download.blocks):
+            state.holds[manifest] = range(len(download.blocks))
         download.stuck_said = False
         return self._fill(now)
 
@@ -204,7 +211,7 @@ class Exchange:
         if state is None:
             return []
         for wanted in list(state.owed.values()):
-            self._flights.pop(wanted, None)
+            self._land(wanted, peer)
         return self._fill(now)
 
     def ban(self, now: float, peer: PeerId) -> list[Effect]:
@@ -220,59 +227,47 @@ class Exchange:
         wanted = state.owed.get((request, index)) if state is not None else None
         if state is None or wanted is None:
             return []
-        self._credit(now, state, len(encoded.payload))
-        self._land(wanted)
+        flight = next(f for f in self._flights[wanted] if f.peer == peer)
+        self._land(wanted, peer)
+        state.gave(now, len(encoded.payload), now - flight.since)
         try:
             block = verify(wanted, encoded)
         except BlockCorrupt as error:
             return [Ban(peer, str(error)), *self.ban(now, peer)]
-        places = tuple(self._got(wanted))
-        return [Keep(block, peer, places), *self._fill(now)]
+        copies = [SendCancel(f.peer, f.request, (f.index,)) for f in self._land(wanted)]
+        return [Keep(block, peer, tuple(self._got(wanted))), *copies, *self._fill(now)]
 
     def refused(
-        self, now: float, peer: PeerId, request: int, indexes: tuple[int, ...]
+        self, now: float, peer: PeerId, request: int, reason: str, indexes: tuple[int, ...]
     ) -> list[Effect]:
-        """`peer` will not send these of `request` (all of it when empty)."""
+        """`peer` will not send these of `request` (all of it when empty): it does not have them,
+        or, for any other reason, not now."""
         state = self._peers.get(peer)
         if state is None:
             return []
         for place, wanted in list(state.owed.items()):
             if place[0] == request and (not indexes or place[1] in indexes):
-                flight = self._land(wanted)
                 state.heard = now
-                if flight is not None:
-                    state.holds.get(flight.manifest, set()).discard(flight.index)
+                for flight in self._land(wanted, peer):
+                    if reason == "not-here":
+                        held = state.holds.get(flight.manifest, set())
+                        state.holds[flight.manifest] = set(held) - {flight.index}
+                    else:
+                        state.pause(now)
         return self._fill(now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Take from silent and dripping peers what they owe. Call about every quarter second."""
+        """Take from silent and dripping peers what they owe, and ask for late blocks a second
+        time. Call about every quarter second."""
         effects: list[Effect] = []
         for name, state in list(self._peers.items()):
-            if not state.owed:
-                continue
-            busy = now - state.busy_since
-            silent = now - state.heard > SILENCE_SECONDS_MAX
-            drips = busy > DRIP_SECONDS_MAX and state.busy_bytes / busy < RATE_MIN_BYTES_PER_SECOND
-            if silent or drips:
-                state.rests_until = now + REST_SECONDS
-                state.rate = max(state.rate / 4, RATE_MIN_BYTES_PER_SECOND)
+            if state.fails(now):
                 requests = sorted({request for request, _ in state.owed})
+                state.rest(now)
                 for wanted in list(state.owed.values()):
-                    self._land(wanted)
+                    self._land(wanted, name)
                 effects += [SendCancel(name, request) for request in requests]
-        return effects + self._fill(now)
-
-    def covered(self, manifest: ManifestId) -> bool:
-        """Every missing block has a live holder, or a peer that is fetching the whole."""
-        download = self._downloads.get(manifest)
-        if download is None:
-            return False
-        if any(manifest in state.filling for state in self._peers.values()):
-            return True
-        held: set[int] = set()
-        for state in self._peers.values():
-            held |= state.holds.get(manifest, set())
-        return download.missing <= held
+        return effects + self._copies(now) + self._fill(now)
 
     def owed_by(self, peer: PeerId) -> int:
         state = self._peers.get(peer)
@@ -281,27 +276,46 @@ class Exchange:
     def is_banned(self, peer: PeerId) -> bool:
         return peer in self._banned
 
-    def _credit(self, now: float, state: _Peer, size: int) -> None:
-        state.busy_bytes += size
-        gap = max(now - state.heard, 1e-4)
-        state.heard = now
-        state.rate += RATE_WEIGHT * (min(size / gap, 1e9) - state.rate)
-        state.rate = max(state.rate, RATE_MIN_BYTES_PER_SECOND)
-        state.rests_until = 0.0
+    # -- books ----------------------------------------------------------------------------------
 
-    def _land(self, wanted: BlockId) -> _Flight | None:
-        flight = self._flights.pop(wanted, None)
-        if flight is not None:
+    def _ask(self, now: float, download: Download, index: int, name: PeerId, request: int) -> None:
+        state, length = self._peers[name], download.lengths[index]
+        if not state.owed:
+            state.asked(now)
+        wanted = download.blocks[index]
+        due = now + state.seconds_for(length)
+        flight = Flight(name, request, download.manifest, index, length, now, due)
+        self._flights.setdefault(wanted, []).append(flight)
+        state.owed[(request, index)] = wanted
+        state.owed_bytes += length
+        download.asked += 1
+        download.waits.pop(index, None)
+        for manifest, place in self._wanted[wanted]:
+            self._downloads[manifest].open.discard(place)
+
+    def _land(self, wanted: BlockId, peer: PeerId | None = None) -> list[Flight]:
+        """End the flights of a block, or only that from `peer`. Where none is left, the block is
+        open again."""
+        flights = self._flights.pop(wanted, [])
+        ended = [flight for flight in flights if peer is None or flight.peer == peer]
+        left = [flight for flight in flights if not (peer is None or flight.peer == peer)]
+        for flight in ended:
             state = self._peers.get(flight.peer)
             place = (flight.request, flight.index)
             if state is not None and state.owed.pop(place, None) is not None:
                 state.owed_bytes -= flight.length
-        return flight
+        if left:
+            self._flights[wanted] = left
+        else:
+            for manifest, index in self._wanted.get(wanted, ()):
+                self._downloads[manifest].open.add(index)
+        return ended
 
     def _got(self, wanted: BlockId) -> list[tuple[ManifestId, int]]:
         places = self._wanted.pop(wanted, [])
         for manifest, index in places:
             self._downloads[manifest].missing.discard(index)
+            self._downloads[manifest].open.discard(index)
         return places
 
     def _unwant(self, wanted: BlockId, manifest: ManifestId, index: int) -> None:
@@ -312,81 +326,57 @@ class Exchange:
             self._wanted.pop(wanted, None)
 
     def _fill(self, now: float) -> list[Effect]:
-        if self._flights and not any(state.takes_more() for state in self._peers.values()):
-            return []  # everybody has enough to do
-        asked: dict[tuple[PeerId, ManifestId], list[int]] = {}
+        asked: dict[tuple[PeerId, ManifestId], tuple[int, list[int]]] = {}
+        effects: list[Effect] = []
         stuck: list[Effect] = []
         for manifest, download in self._downloads.items():
-            self._fill_one(now, manifest, download, asked)
-            if download.missing and not download.stuck_said and self._is_stuck(manifest, download):
+            for index, name, _ in choose(now, self._me, download, self._peers):
+                if (name, manifest) not in asked or len(
+                    asked[name, manifest][1]
+                ) >= WANT_INDEXES_MAX:
+                    self._send(effects, asked.pop((name, manifest), None), name, manifest)
+                    self._request += 1
+                    asked[name, manifest] = self._request, []
+                request, indexes = asked[name, manifest]
+                self._ask(now, download, index, name, request)
+                indexes.append(index)
+            if download.missing and not download.stuck_said and self._is_stuck(download):
                 download.stuck_said = True
                 stuck.append(Stuck(manifest))
-        return self._wants(now, asked) + stuck
+        for (name, manifest), batch in asked.items():
+            self._send(effects, batch, name, manifest)
+        return effects + stuck
 
-    def _fill_one(
+    def _send(
         self,
-        now: float,
+        effects: list[Effect],
+        batch: tuple[int, list[int]] | None,
+        name: PeerId,
         manifest: ManifestId,
-        download: _Download,
-        asked: dict[tuple[PeerId, ManifestId], list[int]],
     ) -> None:
-        ready = [
-            (name, state)
-            for name, state in self._peers.items()
-            if manifest in state.holds and state.rests_until <= now and state.takes_more()
-        ]
-        window = 0
-        count = len(download.blocks)
-        while download.front < count and download.front not in download.missing:
-            download.front += 1
-        ahead = max(download.cursor, download.front)
-        for index in chain(range(ahead, count), range(download.front, ahead)):
-            if not ready or window > WINDOW_BYTES:
-                return
-            if index not in download.missing:
-                continue
-            window += download.lengths[index]
-            wanted = download.blocks[index]
-            if wanted in self._flights:
-                continue
-            holders = [(n, s) for n, s in ready if index in s.holds[manifest]]
-            if not holders:
-                continue
-            length = download.lengths[index]
-            name, state = min(
-                holders, key=lambda item: ((item[1].owed_bytes + length) / item[1].rate, item[0])
-            )
-            self._flights[wanted] = _Flight(name, 0, manifest, index, length, now)
-            # A placeholder request number keeps the depth honest until _wants names the real one.
-            state.owed[(-1 - len(state.owed), index)] = wanted
-            state.owed_bytes += length
-            asked.setdefault((name, manifest), []).append(index)
-            ready = [(n, s) for n, s in ready if len(s.owed) < s.depth()]
+        if batch is not None:
+            effects.append(SendWant(name, batch[0], manifest, tuple(batch[1])))
 
-    def _wants(self, now: float, asked: dict[tuple[PeerId, ManifestId], list[int]]) -> list[Effect]:
+    def _copies(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for (name, manifest), indexes in asked.items():
-            state = self._peers[name]
-            if all(request < 0 for request, _ in state.owed):
-                state.heard = state.busy_since = now
-                state.busy_bytes = 0
-            for place in [place for place in state.owed if place[0] < 0]:
-                del state.owed[place]
-            for at in range(0, len(indexes), WANT_INDEXES_MAX):
+        for flights in list(self._flights.values()):
+            download = self._downloads.get(flights[0].manifest)
+            if download is None or len(flights) > 1:
+                continue
+            found = second_holder(now, download, flights[0], self._peers)
+            if found is not None:
                 self._request += 1
-                part = tuple(indexes[at : at + WANT_INDEXES_MAX])
-                for index in part:
-                    wanted = self._downloads[manifest].blocks[index]
-                    self._flights[wanted].request = self._request
-                    state.owed[(self._request, index)] = wanted
-                effects.append(SendWant(name, self._request, manifest, part))
+                index = flights[0].index
+                download.copies += 1
+                self._ask(now, download, index, found[0], self._request)
+                effects.append(SendWant(found[0], self._request, download.manifest, (index,)))
         return effects
 
-    def _is_stuck(self, manifest: ManifestId, download: _Download) -> bool:
-        if any(download.blocks[index] in self._flights for index in download.missing):
+    def _is_stuck(self, download: Download) -> bool:
+        if len(download.open) < len(download.missing):
             return False
         return not any(
-            manifest in state.filling or not download.missing.isdisjoint(held)
+            download.manifest in state.filling or not download.missing.isdisjoint(held)
             for state in self._peers.values()
-            if (held := state.holds.get(manifest)) is not None
+            if (held := state.holds.get(download.manifest)) is not None
         )

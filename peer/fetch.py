@@ -22,6 +22,7 @@ from chunker.rebuild import check_nar, piece
 from chunker.record import PathRecord
 
 from .errors import NotHere
+from .growing import Growing
 from .identity import PeerId
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Fetch:
         self,
         swarm: Swarm,
         record: PathRecord,
-        manifest: Manifest,
+        manifest: Manifest | Growing,
         sources: list[PeerId],
         public: bool,
     ) -> None:
@@ -90,13 +91,13 @@ class Fetch:
         Joins the one that is under way, if there is one for this manifest.
         """
         if offers is None:
-            offers = await swarm.find(record.store_hash, FIND_SECONDS_MAX, public=public)
+            offers = await swarm.questions.find(record.store_hash, FIND_SECONDS_MAX, public=public)
         offered = {offer.manifest: offer for _, offer in offers}
-        for wanted, peers in swarm.ranked(record, offers):
+        for wanted, peers in swarm.questions.ranked(record, offers):
             # Of an offer only the manifest counts: the signatures that we know stay.
             signatures = offered[wanted].manifest_signatures
             ours = replace(record, manifest=wanted, manifest_signatures=signatures)
-            got = await swarm.get_manifest(ours, peers)
+            got = await swarm.questions.get_manifest(ours, peers)
             if got is None:
                 continue
             fetch = swarm.fetches.get(wanted)
@@ -110,6 +111,7 @@ class Fetch:
     async def _begin(self, encoded: bytes) -> None:
         store = self._swarm.store
         self._swarm.fetches[self.id] = self  # before anything waits: others join it
+        self._swarm.catalogue.begin(self.record)
         try:
             store.put_manifest(self.id, encoded, verified=False)
             held = await trio.to_thread.run_sync(store.has, self.manifest.blocks)
@@ -172,9 +174,10 @@ class Fetch:
 
     async def check(self) -> None:
         """SHA-256 over the rebuilt NAR. Marks it verified, or blames and raises NotHere."""
-        store = self._swarm.store
+        store, manifest = self._swarm.store, self.manifest
+        assert isinstance(manifest, Manifest)
         try:
-            await trio.to_thread.run_sync(check_nar, self.manifest, self.record.needles, store)
+            await trio.to_thread.run_sync(check_nar, manifest, self.record.needles, store)
         except NarMismatch as error:
             self.blame()
             raise NotHere(f"the manifest of {self.record.store_path} is a lie") from error
@@ -184,22 +187,22 @@ class Fetch:
 
     async def mark_verified(self) -> None:
         """The caller saw the SHA-256 match."""
-        await trio.to_thread.run_sync(self._mark)
+        encoded = self._swarm.store.manifest(self.id)
+        assert encoded is not None
+        await trio.to_thread.run_sync(self._mark, self.id, encoded)
         self._swarm.catalogue.add(self.record)
 
-    def _mark(self) -> None:
+    def _mark(self, manifest: ManifestId, encoded: bytes) -> None:
         store = self._swarm.store
-        encoded = store.manifest(self.id)
-        assert encoded is not None
         store.flush()
-        store.put_manifest(self.id, encoded, verified=True)
+        store.put_manifest(manifest, encoded, verified=True)
         store.put_record(self.record)
         store.flush()
 
     def blame(self) -> None:
         self.fail("its manifest is wrong")
         for peer in self.sources:
-            self._swarm.blame(peer, self.id)
+            self._swarm.questions.blame(peer, self.id)
 
     async def close(self) -> None:
         self.fail("its download was ended")

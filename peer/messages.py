@@ -10,14 +10,16 @@ so a block that belongs to no path offered to the asker cannot even be named.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from chunker.block import Encoded
-from chunker.digest import ManifestId
+from chunker.digest import BlockId, ManifestId
 
 PROTOCOL_VERSION = 1
 SALT_BYTES = 32
 FIND_HASHES_MAX = 256
 WANT_INDEXES_MAX = 64
+SEGMENT_BLOCKS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Hello:
     salt: bytes
     """32 random bytes of the answerer; hashes in Find are BLAKE3(salt || store hash)."""
     agent: str
+    fetches: int = 0
+    """Its share in fetching from upstreams for all, as a rate in KiB/s; 0: it never does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,12 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Please:
-    """Look for this path at your own sources. Only for configured peers: it names the hash."""
+    """Look for this path at your own sources. Only for configured peers: it names the hash. With
+    the asker's encoded path record, also: fetch that NAR from your upstreams, for all of us."""
 
     request: int
     store_hash: str
+    record: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +97,34 @@ class HaveMore:
     indexes: tuple[int, ...]
 
 
+class Growth(IntEnum):
+    GROWING = 0
+    WHOLE = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """More of a growing manifest, from block `first` on, by its owner, who holds these blocks, to
+    who watches it; without blocks it says only that bytes come. `rewrites` as in a manifest,
+    relative to that block. `final`: the ManifestId, once whole."""
+
+    manifest: ManifestId
+    first: int
+    blocks: tuple[BlockId, ...]
+    lengths: tuple[int, ...]
+    rewrites: bytes
+    state: Growth
+    final: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     request: int
     manifest: ManifestId
     indexes: tuple[int, ...]
+    soon: bool = False
+    """A reader waits for these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +138,10 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """`indexes` of a Want, or empty for all of it."""
+
     request: int
+    indexes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +163,7 @@ Message = (
     | Watch
     | Have
     | HaveMore
+    | Grown
     | Want
     | Sent
     | Cancel

@@ -43,12 +43,12 @@ class PullThrough:
             held.manifest in swarm.fetches or store.is_verified(held.manifest)
         ):
             return swarm.catalogue.may_read(asker, held.manifest)
-        found = await swarm.find(store_hash, LOOK_SECONDS_MAX)
+        found = await swarm.questions.find(store_hash, LOOK_SECONDS_MAX)
         offers = [(p, o) for p, o in found if p != asker and swarm.policies.admits(o)]
         offered = {offer.manifest: offer for _, offer in offers}
-        for wanted, peers in swarm.ranked(offers[0][1], offers) if offers else ():
+        for wanted, peers in swarm.questions.ranked(offers[0][1], offers) if offers else ():
             record = offered[wanted]
-            got = await swarm.get_manifest(record, peers)
+            got = await swarm.questions.get_manifest(record, peers)
             if got is None:
                 continue
             store.put_manifest(wanted, got[1], verified=False)

@@ -44,7 +44,12 @@ class Serving:
         return []
 
     def cancel(self, message: Cancel) -> None:
-        self._queue = deque(due for due in self._queue if due.request != message.request)
+        self._queue = deque(
+            due
+            for due in self._queue
+            if due.request != message.request
+            or (message.indexes and due.index not in message.indexes)
+        )
 
     def next_blocks(self, bytes_max: int) -> list[Due]:
         """Those due next: at least one where there is one, and no more than `bytes_max` beyond."""

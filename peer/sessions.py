@@ -55,6 +55,9 @@ TICK_SECONDS = 5.0
 UNSENT_BYTES = 512 * 1024
 CLOSE_SECONDS_MAX = 1.0
 READ_BYTES = 64 * 1024
+ARRIVED_MAX = 256
+"""Streams that the peer opened and libp2p did not take yet. More come only from a peer that opens
+and resets them at once: those count no more among its open ones, and each costs a task."""
 
 
 class FastMuxers(MuxerMultistream):
@@ -118,7 +121,7 @@ class FastConnection(IMuxedConn):
         self._opener = opener
         self._ahead = ahead
         self._streams: dict[YamuxStream, FastStream] = {}
-        self._accepted, self._accept = trio.open_memory_channel[FastStream](float("inf"))
+        self._accepted, self._accept = trio.open_memory_channel[FastStream](ARRIVED_MAX)
         self._to_send = trio.Event()
         self._drained = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
@@ -229,7 +232,10 @@ class FastConnection(IMuxedConn):
     def _feed(self, plain: memoryview) -> None:
         arrived, changed = self.machine.feed(plain, trio.current_time())
         for stream in arrived:
-            self._accepted.send_nowait(self._wrap(stream))
+            try:
+                self._accepted.send_nowait(self._wrap(stream))
+            except trio.WouldBlock:
+                raise YamuxError("the peer opens streams faster than they are taken") from None
         for stream in changed:
             if (wrapped := self._streams.get(stream)) is not None:
                 wrapped.changed.unpark_all()

@@ -3,26 +3,25 @@
     configured address --dial--> Asking  --Have, Sent, Refuse--> Exchange --effects--> here
     inbound stream ------------> Answering (Library) --reads--> store, catalogue
 
-No decision is made here: whom to ask is `exchange`, who may have what is `catalogue`, what a NAR
-needs is `fetch`. A session that breaks is dropped, its peer's debts go to others, and a configured
-peer is dialled again with growing pauses.
+No decision is made here: whom to ask for a block is `exchange`, for a path `questions`; who may
+have what is `catalogue`, what a NAR needs is `fetch`. A session that breaks is dropped, its peer's
+debts go to others, and a configured peer is dialled again with growing pauses.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from chunker.digest import ManifestId
-from chunker.errors import ManifestError, StoreError
-from chunker.manifest import Manifest, decode_manifest
+from chunker.errors import StoreError
+from chunker.manifest import Manifest
 from chunker.manifests import Manifests
 from chunker.record import PathRecord
-from chunker.references import needles_digest
 from chunker.store import BlockStore
 
 from .answering import Answering, Library
@@ -30,22 +29,29 @@ from .asking import Asking
 from .catalogue import Catalogue
 from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
-from .fetch import Fetch, Offer, candidates
+from .fetch import Fetch
+from .growing import Growing, blocks_max
 from .identity import Address, PeerId
 from .keeping import Keeping
 from .messages import (
     PROTOCOL_VERSION,
     Cancel,
+    Grown,
+    Growth,
     Have,
     HaveMore,
     Hello,
     Message,
+    Please,
     Refuse,
     Sent,
     Want,
     Watch,
 )
+from .office import Office
+from .picker import DEALT_BYTES_MIN
 from .pull_through import PullThrough
+from .questions import Questions
 from .transport import Stream, Transport
 
 log = logging.getLogger(__name__)
@@ -53,7 +59,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 REDIAL_SECONDS_MIN = 0.5
 REDIAL_SECONDS_MAX = 30.0
-BLAMES_MAX = 10_000
 SESSIONS_PER_PEER_MAX = 4
 """One is enough; an old one may still be dying when the next comes."""
 AGENT = "narswarm/0.1"
@@ -111,11 +116,13 @@ class Swarm(Library):
         self._transport = transport
         self._configured = configured
         self._chance = chance
-        self._exchange = Exchange()
+        self.me = transport.peer
+        self.exchange = Exchange(transport.peer)
         self._asking: dict[PeerId, Asking] = {}
+        self.questions = Questions(self._asking, store, policies, self.settled, self.ban)
+        self.office = Office(self)
         self._answering: set[Answering] = set()
         self._manifests = Manifests(store)
-        self._blamed: set[tuple[PeerId, ManifestId]] = set()
         self._opening: set[PeerId] = set()
         self._pull_through = PullThrough(self)
         self._undecided = {address.peer for address in configured if address.host is not None}
@@ -145,6 +152,12 @@ class Swarm(Library):
     def sessions(self) -> tuple[PeerId, ...]:
         return tuple(sorted(self._asking))
 
+    def sessions_open(self) -> tuple[Asking, ...]:
+        return tuple(self._asking.values())
+
+    def answering(self) -> tuple[Answering, ...]:
+        return tuple(self._answering)
+
     async def settled(self) -> None:
         """Return when each configured peer was reached, or failed to be, once: a question asked
         before that would take "not connected yet" for "not there"."""
@@ -156,138 +169,64 @@ class Swarm(Library):
         self._changed.set()
         self._changed = trio.Event()
 
-    # -- questions ---------------------------------------------------------------------------
-
-    async def find(
-        self, store_hash: str, seconds: float, *, public: bool = False
-    ) -> list[tuple[PeerId, PathRecord]]:
-        """Who has this path, of the configured peers at once, and of strangers too if it is
-        `public`: whoever holds a path learns from the question that we want it. An error or
-        silence is no answer."""
-        # Peers that cannot be reached must leave time to ask those that can.
-        with trio.move_on_after(seconds / 2):
-            await self.settled()
-        found: list[tuple[PeerId, PathRecord]] = []
-
-        async def ask(asking: Asking) -> None:
-            record = (await asking.find([store_hash])).get(store_hash)
-            if record is not None:
-                found.append((asking.peer, record))
-
-        asked = [a for a in self._asking.values() if public or self.policies.knows(a.peer)]
-        await self._ask_all(asked, ask, seconds / 2)
-        return sorted(found, key=lambda item: item[0])
-
-    async def please(
-        self, store_hash: str, seconds: float, but: Iterable[PeerId]
-    ) -> list[tuple[PeerId, PathRecord]]:
-        """Ask LAN caches that we know to look at their own sources."""
-        found: list[tuple[PeerId, PathRecord]] = []
-        skipped = set(but)
-
-        async def ask(asking: Asking) -> None:
-            record = await asking.please(store_hash)
-            if record is not None:
-                found.append((asking.peer, record))
-
-        caches = [
-            asking
-            for asking in self._asking.values()
-            if asking.their.role == "peer"
-            and asking.peer not in skipped
-            and self.policies.knows(asking.peer)
-        ]
-        await self._ask_all(caches, ask, seconds)
-        return sorted(found, key=lambda item: item[0])
-
-    async def get_manifest(
-        self, record: PathRecord, peers: Sequence[PeerId]
-    ) -> tuple[Manifest, bytes] | None:
-        """The record's manifest from the first of `peers` that sends a fitting one."""
-        held = self.store.manifest(record.manifest)
-        if held is not None and (manifest := self._fitting(record, held)) is not None:
-            return manifest, held
-        for peer in peers:
-            asking = self._asking.get(peer)
-            if asking is None:
-                continue
-            try:
-                encoded = await asking.manifest(record.manifest)
-            except RemoteError as error:
-                await self._ban(peer, str(error))
-                continue
-            except PeerError:
-                continue
-            manifest = self._fitting(record, encoded)
-            if manifest is not None:
-                return manifest, encoded
-            self.blame(peer, record.manifest)
-        return None
-
-    def _fitting(self, record: PathRecord, encoded: bytes) -> Manifest | None:
-        try:
-            manifest = decode_manifest(encoded)
-        except ManifestError as error:
-            log.warning("a manifest for %s is malformed: %s", record.store_path, error)
-            return None
-        fits = (
-            manifest.nar_hash == record.nar_hash
-            and manifest.nar_size == record.nar_size
-            and manifest.needles_digest == needles_digest(record.needles)
-        )
-        return manifest if fits else None
-
-    def blame(self, peer: PeerId, manifest: ManifestId) -> None:
-        """`peer` vouched for a manifest that does not rebuild its NAR."""
-        log.warning("%s offered a manifest that is wrong: %s", peer, manifest.hex()[:16])
-        if len(self._blamed) >= BLAMES_MAX:
-            self._blamed.clear()
-        self._blamed.add((peer, manifest))
-
-    def ranked(
-        self, record: PathRecord, offers: Sequence[Offer]
-    ) -> list[tuple[ManifestId, list[PeerId]]]:
-        """Which manifests to try for this NAR, best first, and who offered each."""
-        fair = [offer for offer in offers if (offer[0], offer[1].manifest) not in self._blamed]
-        trusted = {o.manifest for _, o in fair if self.policies.trusted_manifest(o)}
-        return candidates(record, fair, trusted)
-
     # -- downloads ---------------------------------------------------------------------------
 
     async def begin(self, fetch: Fetch, missing: Iterable[int]) -> None:
-        """Put a fetch to work and ask its sources what they hold."""
-        manifest = fetch.manifest
-        effects = self._exchange.start(
-            trio.current_time(), fetch.id, manifest.blocks, tuple(manifest.lengths), missing
-        )
+        """Put a fetch to work; ask its sources what they hold, and the other members too, because
+        they may fetch the same NAR just now."""
+        manifest, now = fetch.manifest, trio.current_time()
+        if isinstance(manifest, Growing):
+            effects = self.exchange.start(
+                now, fetch.id, (), (), (), blocks_max=blocks_max(manifest.nar_size),
+                nar_bytes=manifest.nar_size, source=manifest.owner,
+            )  # fmt: skip
+        else:
+            lengths = tuple(manifest.lengths)
+            effects = self.exchange.start(now, fetch.id, manifest.blocks, lengths, missing)
         await self._carry_out(effects)
-        for peer in fetch.sources:
+        fellows = [peer for peer in self._asking if self.policies.knows(peer)]
+        large = manifest.nar_size >= DEALT_BYTES_MIN
+        for peer in dict.fromkeys([*fetch.sources, *(fellows if large else ())]):
             self._watch(peer, fetch.id)
 
     async def end(self, fetch: Fetch) -> None:
         if self.fetches.pop(fetch.id, None) is not None:
-            await self._carry_out(self._exchange.stop(trio.current_time(), fetch.id))
+            await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
+            if not isinstance(fetch.manifest, Growing):
+                self.catalogue.end(fetch.id)
+            self.restate(fetch.id)
 
     async def reading(self, fetch: Fetch, index: int) -> None:
-        await self._carry_out(self._exchange.moved(trio.current_time(), fetch.id, index))
+        await self._carry_out(self.exchange.moved(trio.current_time(), fetch.id, index))
 
     def covered(self, fetch: Fetch) -> bool:
-        return self._exchange.covered(fetch.id)
+        return self.exchange.covered(fetch.id)
 
     # -- Library -----------------------------------------------------------------------------
 
-    def load_manifest(self, wanted: ManifestId) -> Manifest | None:
-        return self._manifests.load(wanted)
+    def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None:
+        return self.office.load(wanted) or self._manifests.load(wanted)
 
     def is_filling(self, wanted: ManifestId) -> bool:
         fetch = self.fetches.get(wanted)
         pulled = wanted in self._pull_through.pulling
-        return pulled or (fetch is not None and not fetch.failed)
+        ours = self.office.ours(wanted)
+        grows = ours is not None and ours.state is Growth.GROWING
+        return pulled or grows or (fetch is not None and not fetch.failed)
 
-    async def look_for(self, asker: PeerId, store_hash: str) -> PathRecord | None:
-        return await self._pull_through.look_for(asker, store_hash)
+    def grows(self, wanted: ManifestId) -> Growing | None:
+        return self.office.ours(wanted)
 
-    def watched(self, record: PathRecord) -> None:
+    async def look_for(self, asker: PeerId, message: Please) -> PathRecord | None:
+        found = await self._pull_through.look_for(asker, message.store_hash)
+        return found or await self.office.look_for(asker, message)
+
+    def watched(self, watcher: PeerId, record: PathRecord) -> None:
+        """Whoever watches what we fetch as well has, or will have, blocks for us."""
+        fetch = self.fetches.get(record.manifest)
+        if fetch is not None and watcher not in fetch.sources:
+            fetch.sources.append(watcher)
+            self._watch(watcher, fetch.id)
         if self._nursery is not None and self._pull_through.begins(record):
             self._nursery.start_soon(self._pull_through.pull, record)
 
@@ -305,12 +244,12 @@ class Swarm(Library):
         return (
             peer not in self._asking
             and peer not in self._opening
-            and not self._exchange.is_banned(peer)
+            and not self.exchange.is_banned(peer)
             and self.policies.asks(peer)
         )
 
     async def _accept(self, stream: Stream) -> None:
-        if self._exchange.is_banned(stream.peer) or not self.policies.serves(stream.peer):
+        if self.exchange.is_banned(stream.peer) or not self.policies.serves(stream.peer):
             await stream.aclose()
             return
         if sum(a.peer == stream.peer for a in self._answering) >= SESSIONS_PER_PEER_MAX:
@@ -334,7 +273,7 @@ class Swarm(Library):
 
     async def _keep_session(self, address: Address) -> None:
         pause = REDIAL_SECONDS_MIN
-        while not self._exchange.is_banned(address.peer):
+        while not self.exchange.is_banned(address.peer):
             if self._wants_session(address.peer):
                 began = trio.current_time()
                 await self._session(address)
@@ -371,7 +310,8 @@ class Swarm(Library):
             tally = self._tally(asking.peer)
             tally.connected = False
             self.counters.wire_bytes += asking.bytes_received
-        effects = self._exchange.peer_gone(trio.current_time(), asking.peer)
+        self.office.gone(asking.peer)
+        effects = self.exchange.peer_gone(trio.current_time(), asking.peer)
         with trio.CancelScope(shield=True):
             await self._carry_out(effects)
 
@@ -416,43 +356,26 @@ class Swarm(Library):
             except SessionClosed as error:
                 log.info("%s", error)
 
-    async def _ask_all(
-        self,
-        sessions: Sequence[Asking],
-        ask: Callable[[Asking], Awaitable[None]],
-        seconds: float,
-    ) -> None:
-        async def one(asking: Asking) -> None:
-            try:
-                await ask(asking)
-            except RemoteError as error:
-                await self._ban(asking.peer, str(error))
-            except PeerError as error:
-                log.info("%s", error)
-
-        with trio.move_on_after(seconds):
-            async with trio.open_nursery() as nursery:
-                for asking in sessions:
-                    nursery.start_soon(one, asking)
-
     # -- effects -----------------------------------------------------------------------------
 
     async def _heard(self, peer: PeerId, message: Message) -> None:
         now = trio.current_time()
         match message:
             case Sent(request, index, encoded):
-                effects = self._exchange.arrived(now, peer, request, index, encoded)
+                effects = self.exchange.arrived(now, peer, request, index, encoded)
             case Have(manifest, filling, bitmap):
                 fetch = self.fetches.get(manifest)
-                count = 0 if fetch is None else len(fetch.manifest.blocks)
+                count = 0 if fetch is None else blocks_max(fetch.manifest.nar_size)
                 known = range(min(count, len(bitmap) * 8))
                 held = [n for n in known if bitmap[n >> 3] >> (n & 7) & 1]
-                effects = self._exchange.has(now, peer, manifest, held, filling)
+                effects = self.exchange.has(now, peer, manifest, held, filling)
                 self._covering(manifest)
             case HaveMore(manifest, indexes):
-                effects = self._exchange.has(now, peer, manifest, indexes)
-            case Refuse(request, _, indexes):
-                effects = self._exchange.refused(now, peer, request, indexes)
+                effects = self.exchange.has(now, peer, manifest, indexes)
+            case Grown():
+                effects = await self.office.heard(peer, message)
+            case Refuse(request, reason, indexes):
+                effects = self.exchange.refused(now, peer, request, reason, indexes)
             case _:
                 raise RemoteError(f"{peer} sent {type(message).__name__} unasked")
         await self._carry_out(effects)
@@ -466,8 +389,8 @@ class Swarm(Library):
             match effect:
                 case SendWant(peer, request, manifest, indexes):
                     self._tell(peer, Want(request, manifest, indexes))
-                case SendCancel(peer, request):
-                    self._tell(peer, Cancel(request))
+                case SendCancel(peer, request, indexes):
+                    self._tell(peer, Cancel(request, indexes))
                 case Keep():
                     tally = self._tally(effect.peer)
                     tally.blocks += 1
@@ -475,15 +398,15 @@ class Swarm(Library):
                     tally.wire_bytes += len(encoded.payload) if encoded else 0
                     await self._keeping.keep(effect)
                 case Ban(peer, reason):
-                    await self._ban(peer, reason)
+                    await self.ban(peer, reason)
                 case Stuck(manifest):
                     if (fetch := self.fetches.get(manifest)) is not None:
                         fetch.stuck()
 
-    async def _ban(self, peer: PeerId, reason: str) -> None:
+    async def ban(self, peer: PeerId, reason: str) -> None:
         log.warning("banned %s: %s", peer, reason)
         self.counters.bans += 1
-        effects = self._exchange.ban(trio.current_time(), peer)
+        effects = self.exchange.ban(trio.current_time(), peer)
         asking = self._asking.pop(peer, None)
         if asking is not None:
             self._tally(peer).connected = False
@@ -511,4 +434,4 @@ class Swarm(Library):
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_SECONDS)
-            await self._carry_out(self._exchange.tick(trio.current_time()))
+            await self._carry_out(self.exchange.tick(trio.current_time()))

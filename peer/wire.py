@@ -17,17 +17,20 @@ from typing import Any
 import msgpack
 
 from chunker.block import BLOCK_BYTES_MAX, Codec, Encoded
-from chunker.digest import DIGEST_BYTES, STORE_HASH_CHARS, Bytes, ManifestId
+from chunker.digest import DIGEST_BYTES, STORE_HASH_CHARS, BlockId, Bytes, ManifestId
 
 from .errors import WireError
 from .messages import (
     FIND_HASHES_MAX,
     SALT_BYTES,
+    SEGMENT_BLOCKS_MAX,
     WANT_INDEXES_MAX,
     Cancel,
     Find,
     Found,
     GetManifest,
+    Grown,
+    Growth,
     Have,
     HaveMore,
     Hello,
@@ -45,6 +48,9 @@ FOUND_BYTES_MAX = 4 * 1024 * 1024
 MANIFEST_PART_BYTES_MAX = 256 * 1024
 MANIFEST_BYTES_MAX = 16 * 1024 * 1024
 BITMAP_BYTES_MAX = 1024 * 1024
+GROWN_BYTES_MAX = 512 * 1024
+PLEASE_BYTES_MAX = 1024 * 1024
+FETCHES_MAX = 1 << 30
 TEXT_CHARS_MAX = 128
 HAVE_INDEXES_MAX = 4096
 SMALL_BYTES = 4096
@@ -52,9 +58,11 @@ _HEAD = struct.Struct("!II")
 
 _BODY_BYTES_MAX = {
     3: FOUND_BYTES_MAX,
+    4: PLEASE_BYTES_MAX,
     6: MANIFEST_PART_BYTES_MAX,
     8: BITMAP_BYTES_MAX,
     11: BLOCK_BYTES_MAX,
+    14: GROWN_BYTES_MAX,
 }
 
 
@@ -144,15 +152,15 @@ def _join(kind: int, header: bytes, body: bytes) -> Message:
 
 def _split(message: Message) -> tuple[int, list[Any], Bytes]:
     match message:
-        case Hello(version, role, salt, agent):
-            return 1, [version, role, salt, agent], b""
+        case Hello(version, role, salt, agent, fetches):
+            return 1, [version, role, salt, agent, fetches], b""
         case Find(request, hashes):
             return 2, [request, list(hashes)], b""
         case Found(request, answered, records):
             places = [[place, len(record)] for place, record in records]
             return 3, [request, answered, places], b"".join(record for _, record in records)
-        case Please(request, store_hash):
-            return 4, [request, store_hash], b""
+        case Please(request, store_hash, record):
+            return 4, [request, store_hash], record
         case GetManifest(request, manifest, offset):
             return 5, [request, manifest, offset], b""
         case ManifestPart(request, total, data):
@@ -163,14 +171,18 @@ def _split(message: Message) -> tuple[int, list[Any], Bytes]:
             return 8, [manifest, filling], bitmap
         case HaveMore(manifest, indexes):
             return 9, [manifest, list(indexes)], b""
-        case Want(request, manifest, indexes):
-            return 10, [request, manifest, list(indexes)], b""
+        case Want(request, manifest, indexes, soon):
+            return 10, [request, manifest, list(indexes), soon], b""
         case Sent(request, index, encoded):
             return 11, [request, index, int(encoded.codec), encoded.length], encoded.payload
-        case Cancel(request):
-            return 12, [request], b""
+        case Cancel(request, indexes):
+            return 12, [request, list(indexes)], b""
         case Refuse(request, reason, indexes):
             return 13, [request, reason, list(indexes)], b""
+        case Grown(manifest, first, blocks, lengths, rewrites, state, final):
+            header = [manifest, first, len(blocks), int(state), final]
+            lengths_packed = struct.pack(f"!{len(lengths)}I", *lengths)
+            return 14, header, b"".join((*blocks, lengths_packed, rewrites))
 
 
 def _number(value: Any, most: int = (1 << 53) - 1) -> int:
@@ -215,8 +227,14 @@ def _store_hash(value: Any) -> str:
 
 
 def _hello(fields: list[Any], body: bytes) -> Message:
-    version, role, salt, agent = fields
-    return Hello(_number(version), _text(role), _exactly(salt, SALT_BYTES), _text(agent))
+    version, role, salt, agent, fetches = fields
+    return Hello(
+        _number(version),
+        _text(role),
+        _exactly(salt, SALT_BYTES),
+        _text(agent),
+        _number(fetches, FETCHES_MAX),
+    )
 
 
 def _find(fields: list[Any], body: bytes) -> Message:
@@ -240,7 +258,7 @@ def _found(fields: list[Any], body: bytes) -> Message:
 
 def _please(fields: list[Any], body: bytes) -> Message:
     request, store_hash = fields
-    return Please(_number(request), _store_hash(store_hash))
+    return Please(_number(request), _store_hash(store_hash), body)
 
 
 def _get_manifest(fields: list[Any], body: bytes) -> Message:
@@ -273,8 +291,9 @@ def _have_more(fields: list[Any], body: bytes) -> Message:
 
 
 def _want(fields: list[Any], body: bytes) -> Message:
-    request, manifest, indexes = fields
-    return Want(_number(request), _manifest(manifest), _indexes(indexes, WANT_INDEXES_MAX))
+    request, manifest, indexes, soon = fields
+    wanted = _indexes(indexes, WANT_INDEXES_MAX)
+    return Want(_number(request), _manifest(manifest), wanted, _flag(soon))
 
 
 def _sent(fields: list[Any], body: bytes) -> Message:
@@ -284,13 +303,27 @@ def _sent(fields: list[Any], body: bytes) -> Message:
 
 
 def _cancel(fields: list[Any], body: bytes) -> Message:
-    (request,) = fields
-    return Cancel(_number(request))
+    request, indexes = fields
+    return Cancel(_number(request), _indexes(indexes, WANT_INDEXES_MAX))
 
 
 def _refuse(fields: list[Any], body: bytes) -> Message:
     request, reason, indexes = fields
     return Refuse(_number(request), _text(reason), _indexes(indexes, WANT_INDEXES_MAX))
+
+
+def _grown(fields: list[Any], body: bytes) -> Message:
+    manifest, first, count, state, final = fields
+    count = _number(count, SEGMENT_BLOCKS_MAX)
+    ids_end, lengths_end = count * DIGEST_BYTES, count * (DIGEST_BYTES + 4)
+    if type(final) is not bytes or len(final) not in (0, DIGEST_BYTES) or len(body) < lengths_end:
+        raise ValueError("a segment that is cut")
+    ids = tuple(BlockId(body[at : at + DIGEST_BYTES]) for at in range(0, ids_end, DIGEST_BYTES))
+    lengths = struct.unpack(f"!{count}I", body[ids_end:lengths_end])
+    return Grown(
+        _manifest(manifest), _number(first), ids, lengths, body[lengths_end:],
+        Growth(_number(state)), final,
+    )  # fmt: skip
 
 
 _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
@@ -307,4 +340,5 @@ _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
     11: _sent,
     12: _cancel,
     13: _refuse,
+    14: _grown,
 }

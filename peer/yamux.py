@@ -32,7 +32,7 @@ GROWTH_BYTES_MAX = 16 * 1024 * 1024
 FRAME_BYTES_MAX = 1024 * 1024
 """Of a data frame that we send; a received one may be as long as its window."""
 OUTGOING_BYTES_MAX = 1024 * 1024
-"""Data that waits for the socket; writers wait while there is more."""
+"""Data frames, headers included, that wait for the socket; writers wait while there is more."""
 CONTROL_BYTES_MAX = 64 * 1024
 """Frames without data that wait for a peer that does not read; then the connection ends."""
 STREAMS_INBOUND_MAX = 64
@@ -230,6 +230,7 @@ class Yamux:
         else:
             self._frame_of, self._frame_at = stream, len(self._outgoing)
             self._frame_bytes = size
+            self.outgoing_bytes += HEADER.size
             self._outgoing.append(b"")
         self._outgoing[self._frame_at] = HEADER.pack(0, DATA, 0, stream.id, self._frame_bytes)
         self._outgoing.append(data[:size])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import random
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -17,12 +18,12 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 
-from peer import sessions
+from peer import sessions, yamux
 from peer.errors import SessionClosed
 from peer.host import Libp2pTransport
-from peer.sessions import FastConnection, FastMuxers, FastStream
+from peer.sessions import ARRIVED_MAX, FastConnection, FastMuxers, FastStream
 from peer.transport import Stream
-from peer.yamux import OUTGOING_BYTES_MAX, WINDOW_BYTES_MIN
+from peer.yamux import HEADER, OUTGOING_BYTES_MAX, RST, SYN, WINDOW_BYTES_MIN, WINDOW_UPDATE
 from tests.peer.office import until
 
 from .sessions import echo, muxer, transport
@@ -107,15 +108,20 @@ async def test_several_streams_do_not_mix(dialer: str, listener: str) -> None:
         assert got == dict.fromkeys(range(6), True)
 
 
+def only_connection(transport: Libp2pTransport) -> FastConnection:
+    (connections,) = transport._host.get_network().connections.values()
+    connection = connections[0].muxed_conn
+    assert isinstance(connection, FastConnection)
+    return connection
+
+
 async def test_streams_that_ended_are_forgotten() -> None:
     async with talking("fast", "fast") as (first, second):
         for _ in range(20):
             stream = await first.open(second.addresses()[0])
             assert await echoed(stream, b"x") == b"x"
             await stream.aclose()
-        (connections,) = first._host.get_network().connections.values()
-        connection = connections[0].muxed_conn
-        assert isinstance(connection, FastConnection)
+        connection = only_connection(first)
         await until(lambda: not connection.machine.streams)  # the other side closes its ends too
         assert connection._streams == {}
 
@@ -170,12 +176,70 @@ async def test_a_cancelled_write_leaves_the_connection_whole() -> None:
         assert await echoed(other, b"still here") == b"still here"
 
 
+async def test_streams_that_are_opened_and_reset_at_once_end_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "peer.sessions")
+    async with talking("fast", "fast") as (first, second):
+        stream = await first.open(second.addresses()[0])
+        assert await echoed(stream, b"x") == b"x"
+        connection = only_connection(first)
+        flood = [
+            HEADER.pack(0, WINDOW_UPDATE, flags, number, 0)
+            for number in range(10_001, 10_001 + 8 * ARRIVED_MAX, 2)
+            for flags in (SYN, RST)
+        ]
+        connection.machine._outgoing.append(b"".join(flood))
+        connection.wake_sender()
+        await until(lambda: not second._host.get_network().connections)
+    assert "faster than they are taken" in caplog.text
+
+
+async def test_what_was_written_leaves_before_the_goodbye() -> None:
+    data = random.Random(4).randbytes(200_000)
+    got, ended = bytearray(), trio.Event()
+
+    async def reads_all(stream: Stream) -> None:
+        with pytest.raises(SessionClosed):
+            while piece := await stream.receive_some(65536):
+                got.extend(piece)
+        ended.set()
+
+    first, second = transport("fast", 1), transport("fast", 2)
+    with trio.fail_after(SECONDS_MAX):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(first.run, echo)
+            await nursery.start(second.run, reads_all)
+            stream = await first.open(second.addresses()[0])
+            await until(lambda: bool(second._host.get_network().connections))
+            theirs = only_connection(second).machine
+            await stream.send_all(data)
+            await only_connection(first).close()
+            await ended.wait()
+            assert bytes(got) == data and theirs.gone_away
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_answers_no_ping_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, seconds in (
+        (sessions, "TICK_SECONDS", 0.02), (yamux, "PING_SECONDS", 0.1),
+        (yamux, "SILENCE_SECONDS_MAX", 3.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, seconds)
+    async with talking("fast", "fast") as (first, second):
+        stream = await first.open(second.addresses()[0])
+        await until(lambda: only_connection(first).machine._pings > 3)
+        assert await echoed(stream, b"x") == b"x"
+        monkeypatch.setattr(only_connection(second), "wake_sender", lambda: None)
+        with pytest.raises(SessionClosed):
+            await stream.receive_some(1)
+
+
 async def test_garbage_after_the_handshake_ends_the_connection() -> None:
     async with talking("fast", "fast") as (first, second):
         stream = await first.open(second.addresses()[0])
         assert await echoed(stream, b"x") == b"x"
-        (connections,) = first._host.get_network().connections.values()
-        await connections[0].muxed_conn._tcp.send_all(b"\x00\x20" + bytes(32))
+        await only_connection(first)._tcp.send_all(b"\x00\x20" + bytes(32))
         with pytest.raises(SessionClosed):
             while await stream.receive_some(100):
                 pass

@@ -85,11 +85,13 @@ def test_only_what_is_missing_is_written() -> None:
         (NixSettings(trusted_users=("@wheel",)), True),
         (NixSettings(trusted_users=("@others",)), False),
         (NixSettings(trusted_users=("*",)), True),
-        (NixSettings(trusted_substituters=(URL,)), True),
+        (NixSettings((KEY,), trusted_substituters=(URL,)), True),
+        (NixSettings((OTHER,), trusted_substituters=(URL,)), False),
+        (NixSettings((KEY,), trusted_substituters=("http://other",)), False),
     ],
 )
 def test_who_may_choose_a_substituter(settings: NixSettings, may: bool) -> None:
-    assert use.may_choose(settings, URL, "me", ["users", "wheel"]) is may
+    assert use.may_choose(settings, URL, [KEY], "me", ["users", "wheel"]) is may
 
 
 def test_which_files_nix_reads() -> None:
@@ -120,7 +122,8 @@ def test_shown_asked_written_and_undone(tmp_path: Path) -> None:
     assert conf.stat().st_mode & 0o777 == 0o640
     again = run(*words, "--yes", home=tmp_path)
     assert again.returncode == 0 and "nothing to do" in again.stdout
-    undone = run("use", "--undo", "--user", "--yes", home=tmp_path)
+    (tmp_path / "config.toml").write_text("http_port = 0\n")  # where a gateway is does not matter
+    undone = run("use", "--undo", "--user", "--yes", "--config", "config.toml", home=tmp_path)
     assert undone.returncode == 0 and conf.read_text() == "max-jobs = 3\n"
     nothing = run("use", "--undo", "--user", "--yes", home=tmp_path)
     assert nothing.returncode == 0 and "nothing to do" in nothing.stdout
@@ -167,7 +170,7 @@ def test_an_untrusted_user_is_told_what_to_do(tmp_path: Path, nix: Nix) -> None:
     if not os.access(python, os.X_OK) or str(python).startswith("/root"):
         become = {}  # this Python is root's alone: decide as nobody would, in this process
     settings = read([conf])
-    assert not use.may_choose(settings, URL, "nobody", ["nogroup"])
+    assert not use.may_choose(settings, URL, [KEY], "nobody", ["nogroup"])
     advice = use.untrusted_advice("nobody", URL, [KEY], conf)
     assert "sudo narswarm use" in advice
     if become:
@@ -175,9 +178,9 @@ def test_an_untrusted_user_is_told_what_to_do(tmp_path: Path, nix: Nix) -> None:
         assert refused.returncode == 2 and "ignoring untrusted substituter" in refused.stderr
         assert not (home / ".config").exists()
     assert _daemon_heeds(nix, conf, home) is False
-    line = next(line for line in advice.splitlines() if "extra-trusted-substituters" in line)
-    conf.write_text(base + line.strip() + "\n")
-    assert use.may_choose(read([conf]), URL, "nobody", ["nogroup"])
+    lines = [line.strip() for line in advice.splitlines() if "extra-trusted-" in line]
+    conf.write_text(base + "\n".join(lines) + "\n")
+    assert use.may_choose(read([conf]), URL, [KEY], "nobody", ["nogroup"])
     assert _daemon_heeds(nix, conf, home) is True
 
 

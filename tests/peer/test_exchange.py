@@ -5,9 +5,6 @@ from __future__ import annotations
 from chunker.block import Block, Codec, encode
 from chunker.digest import ManifestId
 from peer.exchange import (
-    REST_SECONDS,
-    SILENCE_SECONDS_MAX,
-    WINDOW_BYTES,
     Ban,
     Effect,
     Exchange,
@@ -17,8 +14,11 @@ from peer.exchange import (
     Stuck,
 )
 from peer.identity import PeerId
+from peer.picker import WINDOW_BYTES
+from peer.standing import REST_SECONDS, SILENCE_SECONDS_MIN
 from tests.golden.samples import sample_bytes
 
+ME = PeerId("ME")
 A, B, C = PeerId("A"), PeerId("B"), PeerId("C")
 M, N = ManifestId(b"m" * 32), ManifestId(b"n" * 32)
 BLOCKS = [Block.of(sample_bytes(5000, str(number))) for number in range(40)]
@@ -44,7 +44,7 @@ def answer(exchange: Exchange, now: float, want: SendWant) -> list[Effect]:
 
 
 def started(*holders: PeerId) -> tuple[Exchange, list[Effect]]:
-    exchange = Exchange()
+    exchange = Exchange(ME)
     exchange.start(0.0, M, IDS, LENGTHS, EVERY)
     effects: list[Effect] = []
     for peer in holders:
@@ -129,7 +129,7 @@ def test_what_a_lost_peer_owed_is_asked_of_others() -> None:
 def test_a_silent_peer_loses_what_it_owes_and_rests() -> None:
     exchange, effects = started(A)
     exchange.has(0.0, B, M, [], False)
-    now = SILENCE_SECONDS_MAX + 0.1
+    now = SILENCE_SECONDS_MIN + 0.1
     after = exchange.tick(now)
     cancelled = {effect.request for effect in after if isinstance(effect, SendCancel)}
     assert cancelled == {effect.request for effect in effects if isinstance(effect, SendWant)}
@@ -141,22 +141,22 @@ def test_a_silent_peer_loses_what_it_owes_and_rests() -> None:
 
 def test_a_dripping_peer_loses_what_it_owes() -> None:
     exchange, effects = started(A)
-    want = next(effect for effect in effects if isinstance(effect, SendWant))
-    after: list[Effect] = []
+    due = [(e.request, index) for e in effects if isinstance(e, SendWant) for index in e.indexes]
+    lost: list[Effect] = []
     for second in range(1, 13):
-        sent = encode(BLOCKS[want.indexes[second - 1]].data, Codec.RAW)
-        if second - 1 < len(want.indexes):
-            exchange.arrived(second, A, want.request, want.indexes[second - 1], sent)
-        after += exchange.tick(second + 0.5)
-        if any(isinstance(effect, SendCancel) for effect in after):
-            break
-    assert any(isinstance(effect, SendCancel) for effect in after)
+        request, index = due.pop(0)
+        sent = encode(BLOCKS[index].data, Codec.RAW)
+        for effect in exchange.arrived(second, A, request, index, sent):
+            if isinstance(effect, SendWant):
+                due += [(effect.request, index) for index in effect.indexes]
+        lost += [e for e in exchange.tick(second + 0.5) if isinstance(e, SendCancel)]
+    assert lost
 
 
 def test_refused_blocks_are_asked_of_others_and_not_again() -> None:
     exchange, effects = started(A)
     want = next(effect for effect in effects if isinstance(effect, SendWant))
-    after = exchange.refused(0.1, A, want.request, (want.indexes[0],))
+    after = exchange.refused(0.1, A, want.request, "not-here", (want.indexes[0],))
     assert want.indexes[0] not in wants(after).get(A, [])
     assert wants(exchange.has(0.2, B, M, [want.indexes[0]], False)) == {B: [want.indexes[0]]}
 
@@ -165,12 +165,12 @@ def test_a_refusal_of_all_leaves_the_peer_nothing() -> None:
     exchange, effects = started(A)
     for effect in effects:
         if isinstance(effect, SendWant):
-            exchange.refused(0.1, A, effect.request, ())
+            exchange.refused(0.1, A, effect.request, "not-here", ())
     assert exchange.owed_by(A) == 0 or not exchange.covered(M)
 
 
 def test_stuck_is_said_once_and_a_holder_ends_it() -> None:
-    exchange = Exchange()
+    exchange = Exchange(ME)
     assert exchange.start(0.0, M, IDS, LENGTHS, EVERY) == [Stuck(M)]
     assert exchange.tick(1.0) == []
     assert exchange.has(1.0, A, M, [], True) == []
@@ -193,19 +193,22 @@ def test_covered_means_every_missing_block_has_a_live_holder() -> None:
 
 
 def test_the_reader_is_served_first() -> None:
-    exchange = Exchange()
+    exchange = Exchange(ME)
     exchange.start(0.0, M, IDS, LENGTHS, EVERY)
     exchange.moved(0.0, M, 30)
     assert wants(exchange.has(0.0, A, M, EVERY, False))[A][0] == 30
 
 
-def test_the_window_bounds_how_far_ahead_is_asked() -> None:
-    blocks = [Block.of(bytes([n]) * 32_768) for n in range(200)]
-    lengths = (524_288,) * 200
-    exchange = Exchange()
-    exchange.start(0.0, M, tuple(block.id for block in blocks), lengths, range(200))
-    asked: set[int] = set()
-    for number in range(50):
-        for indexes in wants(exchange.has(0.0, PeerId(f"{number}"), M, range(200), False)).values():
-            asked.update(indexes)
-    assert len(asked) * 524_288 <= WINDOW_BYTES + 2 * 524_288
+def test_the_window_comes_first_in_order_and_what_is_beyond_it_after() -> None:
+    blocks = [Block.of(number.to_bytes(4, "big") * 8192) for number in range(1000)]
+    lengths = (524_288,) * len(blocks)
+    every = range(len(blocks))
+    exchange = Exchange(ME)
+    exchange.start(0.0, M, tuple(block.id for block in blocks), lengths, every)
+    asked: list[int] = []
+    for number in range(300):
+        for indexes in wants(exchange.has(0.0, PeerId(f"{number}"), M, every, False)).values():
+            asked += indexes
+    window = WINDOW_BYTES // 524_288 + 1
+    assert asked[:window] == list(range(window))
+    assert len(asked) == len(set(asked))

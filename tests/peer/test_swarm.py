@@ -172,8 +172,8 @@ async def test_a_lan_cache_fills_itself_from_its_seed_while_it_serves() -> None:
         seed = await place.start("seed", "seed")
         lan = await place.start("lan", "peer", "seed")
         me = await place.start("me", "gateway", "lan")
-        assert await me.swarm.find(record.store_hash, 2) == []
-        offers = await me.swarm.please(record.store_hash, 5, [])
+        assert await me.swarm.questions.find(record.store_hash, 2) == []
+        offers = await me.swarm.questions.please(record.store_hash, 5, [])
         assert [peer for peer, _ in offers] == [lan.peer]
         fetch = await Fetch.open(me.swarm, record, offers)
         assert fetch is not None
@@ -202,7 +202,7 @@ async def test_a_lan_cache_keeps_what_is_whole_whatever_its_source_says() -> Non
         await place.start("liar", "seed")
         lan = await place.start("lan", "peer", "liar")
         me = await place.start("me", "gateway", "lan")
-        offers = await me.swarm.please(record.store_hash, 5, [])
+        offers = await me.swarm.questions.please(record.store_hash, 5, [])
         assert [offer.manifest for _, offer in offers] == [held.manifest]
         assert lan.store.record(record.store_hash) == held
 
@@ -214,16 +214,16 @@ async def test_a_lan_cache_that_was_lied_to_asks_another_source() -> None:
         await place.start("liar", "seed")
         lan = await place.start("lan", "peer", "liar")
         me = await place.start("me", "gateway", "lan")
-        offers = await me.swarm.please(record.store_hash, 5, [])
+        offers = await me.swarm.questions.please(record.store_hash, 5, [])
         assert [offer.manifest for _, offer in offers] == [lie.manifest]
-        lan.swarm.watched(lie)
-        await until(lambda: lan.swarm.ranked(lie, [(place.peer("liar"), lie)]) == [])
+        lan.swarm.watched(place.peer('gateway'), lie)
+        await until(lambda: lan.swarm.questions.ranked(lie, [(place.peer("liar"), lie)]) == [])
         await until(lambda: not lan.swarm.fetches)
         honest = hold(place.stores.setdefault("honest", MemoryStore()), record, nar)
         await place.start("honest", "seed")
         lan.swarm.discovered(Address(place.peer("honest"), "127.0.0.1", 1))
         await until(lambda: place.peer("honest") in lan.swarm.sessions())
-        offers = await me.swarm.please(record.store_hash, 5, [])
+        offers = await me.swarm.questions.please(record.store_hash, 5, [])
         assert [offer.manifest for _, offer in offers] == [honest.manifest]
 
 
@@ -244,9 +244,9 @@ async def test_a_peer_that_cannot_be_reached_costs_time_and_not_the_answer() -> 
     async with office() as place:
         me, _, _, record, _ = await two_seeds(place)
         me.swarm._undecided.add(place.peer("never"))
-        found = await me.swarm.find(record.store_hash, 0.4)
+        found = await me.swarm.questions.find(record.store_hash, 0.4)
         assert len(found) == 2
-        assert await me.swarm.find(make_path("absent", 10)[0].store_hash, 0.4) == []
+        assert await me.swarm.questions.find(make_path("absent", 10)[0].store_hash, 0.4) == []
 
 
 async def test_two_who_open_at_once_share_one_fetch() -> None:
@@ -332,11 +332,11 @@ async def test_private_and_absent_answer_alike() -> None:
         await place.start("holder", "peer")
         friend = await place.start("friend", "gateway", "holder")
         stranger = await place.start("stranger", "gateway", "holder")
-        assert len(await friend.swarm.find(record.store_hash, 2)) == 1
+        assert len(await friend.swarm.questions.find(record.store_hash, 2)) == 1
         absent = make_path("absent", 10)[0]
         for path in (record, absent):
-            assert await stranger.swarm.find(path.store_hash, 2) == []
-            assert await stranger.swarm.please(path.store_hash, 2, []) == []
+            assert await stranger.swarm.questions.find(path.store_hash, 2) == []
+            assert await stranger.swarm.questions.please(path.store_hash, 2, []) == []
         asking = next(iter(stranger.swarm._asking.values()))
         for path in (record, replace(absent, manifest=manifest_id(b"none"))):
             with pytest.raises(NotHere, match="does not have"):

@@ -65,10 +65,10 @@ class Outcome:
 @dataclass
 class Peer:
     name: PeerId
+    exchange: Exchange
     fault: str = ""
     blocks: dict[int, bytes] = field(default_factory=dict)
     neighbours: list[PeerId] = field(default_factory=list)
-    exchange: Exchange = field(default_factory=Exchange)
     serving: dict[PeerId, Serving] = field(default_factory=dict)
     news: list[int] = field(default_factory=list)
     up: bool = False
@@ -91,7 +91,8 @@ class World:
             for n in range(BLOCKS)
         ]
         self.ids = tuple(block.id for block in self.content)
-        self.peers = {PeerId(f"peer-{n:05d}"): Peer(PeerId(f"peer-{n:05d}")) for n in range(peers)}
+        names = [PeerId(f"peer-{n:05d}") for n in range(peers)]
+        self.peers = {name: Peer(name, Exchange(name)) for name in names}
         self.useful_bytes = self.honest_bytes = self.bans = self.events = 0
         self._healed = False
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -157,7 +158,7 @@ class World:
     def _start(self, peer: Peer) -> None:
         if peer.up:
             return
-        peer.up, peer.exchange, peer.serving, peer.sending = True, Exchange(), {}, False
+        peer.up, peer.exchange, peer.serving, peer.sending = True, Exchange(peer.name), {}, False
         peer.life += 1
         lengths = (BLOCK_BYTES,) * BLOCKS
         missing = [n for n in range(BLOCKS) if n not in peer.blocks]
@@ -239,7 +240,7 @@ class World:
                 want = Want(effect.request, effect.manifest, effect.indexes)
                 self._to_server(peer, effect.peer, want)
             elif isinstance(effect, SendCancel):
-                self._to_server(peer, effect.peer, Cancel(effect.request))
+                self._to_server(peer, effect.peer, Cancel(effect.request, effect.indexes))
             elif isinstance(effect, Keep):
                 self._keep(peer, effect)
             elif isinstance(effect, Ban):
@@ -264,7 +265,9 @@ class World:
 
     def _refuse(self, server: Peer, peer: Peer, refusal: Refuse) -> None:
         def arrive() -> None:
-            effects = peer.exchange.refused(self.now, server.name, refusal.request, refusal.indexes)
+            effects = peer.exchange.refused(
+                self.now, server.name, refusal.request, refusal.reason, refusal.indexes
+            )
             self._carry_out(peer, effects)
 
         self._deliver(server, peer, arrive)

@@ -1,0 +1,167 @@
+"""Each NAR enters an office once: which member asks the upstream, and who follows it.
+
+    nobody here has it --> fetchers.rank says whose turn it is --> ours: the layer above fetches it,
+        `publish` and `grew` let the others follow
+                                                               --> another's: `ask` it (Please with
+        the record), and follow its growing manifest
+
+Every member ranks alike, so all ask the same one, and that one fetches once for all. A member that
+says no, is silent or goes away is passed over, for this NAR at once and for others for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from chunker.digest import ManifestId
+from chunker.errors import RecordError
+from chunker.record import PathRecord, decode_record, encode_record
+
+from .errors import PeerError, RemoteError
+from .fetch import Fetch
+from .fetchers import Fetchers
+from .following import Following
+from .growing import Growing, growing_id
+from .identity import PeerId
+from .messages import Grown, Growth, Please
+
+if TYPE_CHECKING:
+    from .exchange import Effect
+    from .swarm import Swarm
+
+log = logging.getLogger(__name__)
+
+FIRST_BYTE_SECONDS_MAX = 3.0
+"""How long a member may take until bytes come from its upstream; then the next one is asked."""
+GROWINGS_KEPT_MAX = 512
+"""Growing manifests that peers may still ask blocks of, also after they are whole."""
+
+
+class Office:
+    """`fetch_for` is set by the layer above where this process has upstreams: it begins to fetch
+    what the record describes, and returns what others may follow or have, or None."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self.fetch_for: Callable[[PathRecord], Awaitable[PathRecord | None]] | None = None
+        self._swarm = swarm
+        self._fetchers = Fetchers()
+        self._kept: OrderedDict[ManifestId, Growing] = OrderedDict()
+
+    # -- whose turn it is -----------------------------------------------------------------------
+
+    def offers_to_fetch(self, rate: int) -> None:
+        """From now on; `rate`, in KiB/s, is the share that we take."""
+        self._swarm.hello = replace(self._swarm.hello, fetches=rate)
+
+    def rank(self, record: PathRecord) -> list[PeerId]:
+        """Who should fetch it, best first; we are in it if we can."""
+        swarm = self._swarm
+        shares = {
+            asking.peer: asking.their.fetches
+            for asking in swarm.sessions_open()
+            if swarm.policies.knows(asking.peer)
+        }
+        shares[swarm.me] = swarm.hello.fetches
+        return self._fetchers.rank(trio.current_time(), record.nar_hash, shares)
+
+    async def ask(self, owner: PeerId, record: PathRecord, public: bool) -> Fetch | None:
+        """Let `owner` fetch it; None where it does not."""
+        swarm = self._swarm
+        asking = next((a for a in swarm.sessions_open() if a.peer == owner), None)
+        found = None
+        if asking is not None:
+            with trio.move_on_after(FIRST_BYTE_SECONDS_MAX + 1.0):
+                try:
+                    found = await asking.please(record.store_hash, encode_record(record))
+                except RemoteError as error:
+                    await swarm.ban(owner, str(error))
+                except PeerError as error:
+                    log.info("%s", error)
+        if found is None or found.nar_hash != record.nar_hash:
+            self._fetchers.failed(trio.current_time(), owner)
+            return None
+        if found.manifest == growing_id(record, owner):
+            return await Following.follow(swarm, record, owner, public)
+        return await Fetch.open(swarm, record, [(owner, found)], public=public)
+
+    async def follow(self, record: PathRecord, owner: PeerId, public: bool) -> Fetch:
+        return await Following.follow(self._swarm, record, owner, public)
+
+    def owner_of(self, offer: PathRecord) -> PeerId | None:
+        """Who makes this manifest, if it is one that grows and its owner is connected."""
+        peers = self._swarm.sessions()
+        return next((peer for peer in peers if growing_id(offer, peer) == offer.manifest), None)
+
+    def lost(self, owner: PeerId) -> None:
+        """It began, and did not go on."""
+        self._fetchers.failed(trio.current_time(), owner)
+
+    # -- what we fetch for others ---------------------------------------------------------------
+
+    async def look_for(self, asker: PeerId, message: Please) -> PathRecord | None:
+        """Somebody says Please with a record."""
+        swarm = self._swarm
+        if self.fetch_for is None or not message.record or not swarm.policies.knows(asker):
+            return None
+        try:
+            record = decode_record(message.record)
+        except RecordError as error:
+            raise RemoteError(f"{asker} sent a bad path record: {error}") from error
+        if record.store_hash != message.store_hash:
+            raise RemoteError(f"{asker} asks for another path than it says")
+        if not swarm.policies.admits(record) or not swarm.catalogue.may_have(asker, record):
+            return None
+        return await self.fetch_for(record)
+
+    def publish(self, growing: Growing) -> None:
+        self.keep(growing)
+
+    def grew(self, growing: Growing) -> None:
+        """More of it is here, or it is over."""
+        for answering in self._swarm.answering():
+            if growing.id in answering.watches:
+                answering.grew(growing.id)
+
+    def keep(self, growing: Growing) -> None:
+        self._kept[growing.id] = growing
+        self._swarm.catalogue.begin(growing.record)
+        while len(self._kept) > GROWINGS_KEPT_MAX:
+            wanted, _ = self._kept.popitem(last=False)
+            self._swarm.catalogue.end(wanted)
+
+    def load(self, wanted: ManifestId) -> Growing | None:
+        return self._kept.get(wanted)
+
+    def ours(self, wanted: ManifestId) -> Growing | None:
+        """Only the owner tells how it grows."""
+        growing = self._kept.get(wanted)
+        return growing if growing is not None and growing.owner == self._swarm.me else None
+
+    # -- what others fetch for us ---------------------------------------------------------------
+
+    async def heard(self, peer: PeerId, message: Grown) -> list[Effect]:
+        following = self._swarm.fetches.get(message.manifest)
+        if not isinstance(following, Following) or following.owner != peer:
+            return []
+        new, missing = await following.grown(message)
+        growing, exchange, now = following.growing, self._swarm.exchange, trio.current_time()
+        effects = exchange.grow(
+            now, growing.id,
+            growing.blocks[new.start : new.stop], growing.lengths[new.start : new.stop],
+            missing, whole=growing.state is Growth.WHOLE,
+        )  # fmt: skip
+        return effects + exchange.has(now, peer, growing.id, new)  # what it tells of it has
+
+    def gone(self, peer: PeerId) -> None:
+        """Its session is over: who follows it must find another source."""
+        for fetch in list(self._swarm.fetches.values()):
+            if not isinstance(fetch, Following) or fetch.owner != peer:
+                continue
+            if fetch.growing.state is Growth.GROWING:
+                fetch.fail(f"{peer} went away")

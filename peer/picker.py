@@ -1,0 +1,198 @@
+"""Which open block of one download to ask of which peer. Pure; the exchange keeps the books.
+
+| where the block is           | who is asked                                                     |
+|------------------------------|------------------------------------------------------------------|
+| in the window at the reader  | in order, each of the holder that would deliver it first         |
+| beyond it                    | our own part first, then what fewest hold                        |
+| held by sources alone        | only by the one whose part it is; the others wait for a fellow   |
+| asked for, and late          | a second holder, under a budget                                  |
+
+A *source* has the whole (a seed, the owner of a growing manifest); *fellows* fetch the same NAR as
+we do. Were all fellows to ask the source for everything, its uplink would carry each block once for
+each of them. So blocks are dealt out in turn, `index` to the fellow at `index % count` of all that
+fetch, in order of PeerId: each asks the source for its part and gets the rest from the others.
+Whose view of the fellows differs for a moment asks for too much or waits for a moment; a block that
+no fellow has shown in PATIENCE times the source's own answering time is asked of the source after
+all, so a source that has plenty gives plenty and one slow fellow stalls nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+from sortedcontainers import SortedSet
+
+from chunker.digest import BlockId, ManifestId
+
+from .identity import PeerId
+from .standing import Standing
+
+WINDOW_BYTES = 16 * 1024 * 1024
+HORIZON_BLOCKS = 128
+"""Looked at beyond the window."""
+DEALT_BYTES_MIN = 2 * 1024 * 1024
+"""Smaller downloads are not dealt out: waiting for each other would take longer."""
+PATIENCE = 4.0
+PATIENCE_SECONDS_MIN = 0.05
+PATIENCE_SECONDS_MAX = 2.0
+URGENT_BLOCKS = 8
+"""At the reader: these are asked of a second holder when they are late."""
+ENDGAME_BLOCKS = 16
+LATE_SECONDS = 0.5
+COPIES_SHARE_MAX = 0.03
+COPIES_FREE = 2
+
+Ready = list[tuple[PeerId, Standing]]
+
+
+@dataclass(slots=True)
+class Flight:
+    """A block that was asked for and has not come."""
+
+    peer: PeerId
+    request: int
+    manifest: ManifestId
+    index: int
+    length: int
+    since: float
+    due: float
+    """When it should have been here, by what the peer owed and its rate."""
+
+
+@dataclass(slots=True)
+class Download:
+    """Books of one NAR: `open` are the missing blocks that nobody was asked for."""
+
+    manifest: ManifestId
+    blocks: list[BlockId]
+    lengths: list[int]
+    missing: set[int]
+    open: SortedSet
+    nar_bytes: int
+    blocks_max: int
+    """More than that cannot come; a growing manifest has fewer at first."""
+    source: PeerId | None = None
+    """The owner of a growing manifest, which is a source though it still fills."""
+    whole: bool = True
+    cursor: int = 0
+    stuck_said: bool = False
+    asked: int = 0
+    copies: int = 0
+    waits: dict[int, float] = field(default_factory=dict)
+    """Since when a block is left to a fellow."""
+
+    def may_copy(self) -> bool:
+        return self.copies < COPIES_FREE + self.asked * COPIES_SHARE_MAX
+
+
+def choose(
+    now: float, me: PeerId, download: Download, peers: dict[PeerId, Standing]
+) -> Iterator[tuple[int, PeerId, Standing]]:
+    """(index, whom to ask, its standing), best first. The caller books each before it takes the
+    next, so that lengths of queues are true."""
+    manifest = download.manifest
+    ready = [
+        (name, state)
+        for name, state in peers.items()
+        if manifest in state.holds and not state.rests(now) and state.free_blocks()
+    ]
+    if not ready:
+        return
+    deal = _Deal(now, me, download, peers)
+    window, after = _window(download)
+    for index in chain(window, _beyond(download, after, ready, deal)):
+        if index not in download.open:
+            continue  # the same block stands at two places, and was asked for at the first
+        holders = [(name, state) for name, state in ready if index in state.holds[manifest]]
+        if not holders or not deal.may_ask(index, holders):
+            continue
+        length = download.lengths[index]
+        name, state = min(holders, key=lambda item: (item[1].seconds_for(length), item[0]))
+        yield index, name, state
+        if not state.free_blocks() or len(state.owed) >= state.depth_blocks:
+            ready.remove((name, state))
+            if not ready:
+                return
+
+
+def second_holder(
+    now: float, download: Download, flight: Flight, peers: dict[PeerId, Standing]
+) -> tuple[PeerId, Standing] | None:
+    """Another peer that would have a late block here well before it is to be expected."""
+    if not download.may_copy():
+        return None
+    urgent = download.cursor <= flight.index < download.cursor + URGENT_BLOCKS
+    ends = download.whole and not download.open and len(download.missing) <= ENDGAME_BLOCKS
+    if not (urgent or ends) or now < flight.due + LATE_SECONDS:
+        return None
+    others = [
+        (name, state)
+        for name, state in peers.items()
+        if name != flight.peer
+        and flight.index in state.holds.get(flight.manifest, ())
+        and not state.rests(now)
+        and len(state.owed) < state.depth_blocks
+    ]
+    return min(others, key=lambda item: (item[1].seconds_for(flight.length), item[0]), default=None)
+
+
+def _window(download: Download) -> tuple[list[int], int]:
+    """Open blocks from the reader on, and the index at which the window ends. What is open before
+    the reader comes last: it was passed over, and is needed for the whole."""
+    found: list[int] = []
+    size, end = 0, len(download.blocks)
+    for index in download.open.irange(download.cursor, None):
+        if size > WINDOW_BYTES:
+            end = index
+            break
+        size += download.lengths[index]
+        found.append(index)
+    if download.cursor:
+        passed = download.open.irange(None, download.cursor, inclusive=(True, False))
+        found += islice(passed, HORIZON_BLOCKS)
+    return found, end
+
+
+def _beyond(download: Download, after: int, ready: Ready, deal: _Deal) -> Iterator[int]:
+    candidates = list(islice(download.open.irange(after, None), HORIZON_BLOCKS))
+    if not candidates:
+        return
+    held = [state.holds[download.manifest] for _, state in ready]
+    key = {index: sum(index in holds for holds in held) for index in candidates}
+    yield from sorted(candidates, key=lambda index: (not deal.is_mine(index), key[index], index))
+
+
+class _Deal:
+    """Whose part a block is."""
+
+    def __init__(
+        self, now: float, me: PeerId, download: Download, peers: dict[PeerId, Standing]
+    ) -> None:
+        self._now = now
+        self._download = download
+        self._fellows = {
+            name
+            for name, state in peers.items()
+            if download.manifest in state.filling and name != download.source
+        }
+        self._idle = {name for name, state in peers.items() if not state.owed}
+        order = sorted({me, *self._fellows})
+        self._count = len(order)
+        self._mine = order.index(me)
+        self._dealt = bool(self._fellows) and download.nar_bytes >= DEALT_BYTES_MIN
+
+    def is_mine(self, index: int) -> bool:
+        return not self._dealt or index % self._count == self._mine
+
+    def may_ask(self, index: int, holders: Ready) -> bool:
+        if self.is_mine(index) or any(name in self._fellows for name, _ in holders):
+            return True
+        since = self._download.waits.setdefault(index, self._now)
+        idle = [state for name, state in holders if name in self._idle]
+        if not idle:
+            return False
+        answers = min(state.answers_seconds for state in idle)
+        patience = min(max(PATIENCE * answers, PATIENCE_SECONDS_MIN), PATIENCE_SECONDS_MAX)
+        return self._now - since >= patience

@@ -1,0 +1,243 @@
+"""A flash crowd in numbers: how near the exchange comes to what the links allow.
+
+Tier A as in `world`, but with links: each peer sends at `up` and receives at `down` bytes a second,
+its uplink takes turns among those it serves, and one owner gets the NAR from an upstream at `wan`.
+The bound is the fluid one: no scheme can end before the NAR has passed the slowest of the WAN, a
+downlink, and all uplinks together (Mundinger, Weber and Weiss, "Optimal scheduling of peer-to-peer
+file dissemination", J. Scheduling 11, 2008, gives it for one source).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from chunker.block import Block, Codec, Encoded
+from chunker.digest import ManifestId
+from peer.exchange import Effect, Exchange, Keep, SendCancel, SendWant
+from peer.identity import PeerId
+from peer.messages import Cancel, Want
+from peer.serving import Due, Serving
+
+MANIFEST = ManifestId(b"m" * 32)
+BLOCK_BYTES = 131072
+LINK_BYTES = BLOCK_BYTES
+LATENCY_SECONDS = 0.002
+NEWS_SECONDS = 0.05
+TICK_SECONDS = 0.25
+
+
+@dataclass
+class _Peer:
+    name: PeerId
+    exchange: Exchange
+    held: set[int] = field(default_factory=set)
+    serving: dict[PeerId, Serving] = field(default_factory=dict)
+    turns: deque[PeerId] = field(default_factory=deque)
+    news: list[int] = field(default_factory=list)
+    busy: bool = False
+    down_free: float = 0.0
+    cursor: int = 0
+    done: float = 0.0
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    bound_seconds: float
+    seconds: list[float]
+    duplicates: float
+    """Blocks received in vain over blocks needed."""
+    messages: int
+    owner_sent: float
+    """Copies of the NAR that the owner's uplink carried."""
+
+
+class Crowd:
+    """Rates in bytes a second; `owner_up` and `fellow_up` are instead of `up` where given."""
+
+    def __init__(
+        self,
+        seed: int,
+        peers: int,
+        blocks: int,
+        wan: float,
+        up: float,
+        down: float,
+        *,
+        owner_up: float | None = None,
+        fellow_up: float | None = None,
+    ) -> None:
+        self.now = 0.0
+        self._chance = random.Random(seed)
+        self._content = [Block.of(self._chance.randbytes(BLOCK_BYTES)) for n in range(blocks)]
+        self._ids = [block.id for block in self._content]
+        self._wan, self._up, self._down = wan, up, down
+        self._owner_up, self._fellow_up = owner_up or up, fellow_up or up
+        names = [PeerId(f"peer-{n:04d}") for n in range(peers)]
+        self.peers = {name: _Peer(name, Exchange(name)) for name in names}
+        self._owner = self.peers[self._chance.choice(names)]
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._ticket = self.messages = 0
+
+    def run(self) -> Result:
+        followers = [peer for peer in self.peers.values() if peer is not self._owner]
+        count = len(self._content)
+        for peer in followers:
+            self._at(self._chance.random() * 0.1, lambda peer=peer: self._join(peer))
+        for index in range(count):
+            self._at((index + 1) * LINK_BYTES / self._wan, lambda index=index: self._grown(index))
+        while any(not peer.done for peer in self.peers.values()):
+            self.now, _, act = heapq.heappop(self._heap)
+            assert self.now < 10_000
+            act()
+        size = count * LINK_BYTES
+        n = len(self.peers)
+        bound = max(size / self._wan, size / self._down, n * size / (self._wan + n * self._up))
+        needed = sum(len(peer.held) for peer in followers)
+        return Result(
+            bound,
+            sorted(peer.done for peer in self.peers.values()),
+            sum(peer.received for peer in followers) / needed - 1,
+            self.messages,
+            self._owner.sent / count,
+        )
+
+    def _at(self, when: float, act: Callable[[], None]) -> None:
+        self._ticket += 1
+        heapq.heappush(self._heap, (when, self._ticket, act))
+
+    def _join(self, peer: _Peer) -> None:
+        known = len(self._owner.held)
+        self._carry_out(
+            peer,
+            peer.exchange.start(
+                self.now,
+                MANIFEST,
+                self._ids[:known],
+                [LINK_BYTES] * known,
+                range(known),
+                blocks_max=len(self._ids),
+                nar_bytes=len(self._ids) * LINK_BYTES,
+                source=self._owner.name,
+            ),
+        )
+        for other in self.peers.values():
+            if other is not peer:
+                self._tell(other, peer, sorted(other.held), True)
+                if other is not self._owner:
+                    self._tell(peer, other, [], True)
+        self._tick(peer)
+
+    def _grown(self, index: int) -> None:
+        owner = self._owner
+        self._hold(owner, index)
+        for peer in self.peers.values():
+            if peer is not owner and MANIFEST in peer.exchange._downloads:
+                whole = index + 1 == len(self._ids)
+                self._later(
+                    NEWS_SECONDS,
+                    lambda peer=peer, whole=whole: self._carry_out(
+                        peer,
+                        peer.exchange.grow(
+                            self.now,
+                            MANIFEST,
+                            self._ids[index : index + 1],
+                            [LINK_BYTES],
+                            [index],
+                            whole=whole,
+                        ),
+                    ),
+                )
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        self._at(self.now + seconds + LATENCY_SECONDS, act)
+
+    def _hold(self, peer: _Peer, index: int) -> None:
+        peer.held.add(index)
+        if not peer.news:
+            self._at(self.now + NEWS_SECONDS, lambda: self._news(peer))
+        peer.news.append(index)
+        while peer.cursor in peer.held:
+            peer.cursor += 1
+        if peer is not self._owner:
+            self._carry_out(peer, peer.exchange.moved(self.now, MANIFEST, peer.cursor))
+        if len(peer.held) == len(self._ids):
+            peer.done = self.now
+
+    def _news(self, peer: _Peer) -> None:
+        news, peer.news = peer.news, []
+        for other in self.peers.values():
+            if other is not peer and not other.done:
+                self._tell(peer, other, news, None)
+
+    def _tell(self, holder: _Peer, to: _Peer, news: list[int], filling: bool | None) -> None:
+        self.messages += 1
+        self._later(
+            0,
+            lambda: self._carry_out(
+                to, to.exchange.has(self.now, holder.name, MANIFEST, news, filling)
+            ),
+        )
+
+    def _tick(self, peer: _Peer) -> None:
+        if not peer.done:
+            self._carry_out(peer, peer.exchange.tick(self.now))
+            self._later(TICK_SECONDS, lambda: self._tick(peer))
+
+    def _carry_out(self, peer: _Peer, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, SendWant):
+                self.messages += 1
+                self._later(0, lambda e=effect: self._wanted(peer, e))
+            elif isinstance(effect, SendCancel):
+                self._later(
+                    0,
+                    lambda e=effect: (
+                        self.peers[e.peer].serving[peer.name].cancel(Cancel(e.request, e.indexes))
+                    ),
+                )
+            elif isinstance(effect, Keep):
+                self._hold(peer, effect.places[0][1])
+
+    def _wanted(self, asker: _Peer, effect: SendWant) -> None:
+        server = self.peers[effect.peer]
+        queue = server.serving.setdefault(asker.name, Serving())
+        want = Want(effect.request, effect.manifest, effect.indexes)
+        assert not queue.want(want, True, [LINK_BYTES] * len(self._ids))
+        if asker.name not in server.turns:
+            server.turns.append(asker.name)
+        self._serve(server)
+
+    def _serve(self, server: _Peer) -> None:
+        if server.busy:
+            return
+        while server.turns:
+            name = server.turns.popleft()
+            due = server.serving[name].next_blocks(0)
+            if due:
+                server.turns.append(name)
+                server.busy = True
+                server.sent += 1
+                sent = partial(self._sent, server, self.peers[name], due[0])
+                rate = self._owner_up if server is self._owner else self._fellow_up
+                self._at(self.now + LINK_BYTES / rate, sent)
+                return
+
+    def _sent(self, server: _Peer, to: _Peer, due: Due) -> None:
+        server.busy = False
+        self._serve(server)
+        to.down_free = max(to.down_free, self.now + LATENCY_SECONDS) + LINK_BYTES / self._down
+        self._at(to.down_free, lambda: self._arrived(server, to, due))
+
+    def _arrived(self, server: _Peer, to: _Peer, due: Due) -> None:
+        to.received += 1
+        data = self._content[due.index].data
+        encoded = Encoded(Codec.RAW, len(data), data)
+        effects = to.exchange.arrived(self.now, server.name, due.request, due.index, encoded)
+        self._carry_out(to, effects)
