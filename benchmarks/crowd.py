@@ -174,10 +174,10 @@ def _number(status: dict[str, object], name: str) -> int:
     return value
 
 
-def flash(place: Place) -> Run:
-    """All clients at one moment."""
+def flash(place: Place, idle: int = 0) -> Run:
+    """All clients at one moment, but for those of the last `idle` members."""
     with Members(place.members, place.top, place.options) as members:
-        return _run(place, members, [0.0] * place.shape.peers)
+        return _run(place, members, [0.0] * (place.shape.peers - idle))
 
 
 def staggered(place: Place, seed: int) -> Run:

@@ -7,9 +7,11 @@
 A link's rate holds in both directions: a token bucket (tbf) on eth0 limits what a host sends, one
 on the bridge's end what it receives. A veth passes segments of 64 KiB on in one piece, and a full
 queue would drop them so, which starves some of many connections for minutes; a link here takes no
-larger piece than it carries in a millisecond, as TCP itself aims at (tcp_tso_autosize). Nothing of this is visible in the machine's own namespace, and
-names begin with the process id, so that several runs do not meet. When `hosts` ends, whatever still
-runs in the namespaces is killed by its process id, and the namespaces are deleted.
+larger piece than it carries in a millisecond, as TCP itself aims at (tcp_tso_autosize).
+
+Nothing of this is visible in the machine's own namespace, and names begin with the process id, so
+that several runs do not meet. When `hosts` ends, whatever still runs in the namespaces is killed by
+its process id, and the namespaces are deleted.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ async def test_a_lan_cache_that_was_lied_to_asks_another_source() -> None:
         me = await place.start("me", "gateway", "lan")
         offers = await me.swarm.questions.please(record.store_hash, 5, [])
         assert [offer.manifest for _, offer in offers] == [lie.manifest]
-        lan.swarm.watched(place.peer('gateway'), lie)
+        lan.swarm.watched(place.peer("gateway"), lie)
         await until(lambda: lan.swarm.questions.ranked(lie, [(place.peer("liar"), lie)]) == [])
         await until(lambda: not lan.swarm.fetches)
         honest = hold(place.stores.setdefault("honest", MemoryStore()), record, nar)
