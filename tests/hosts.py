@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from benchmarks.hosts import Host, NoHosts, hosts
+from benchmarks.hosts import Host, Link, NoHosts, hosts
 
 
 @contextmanager
-def hosts_or_skip(rates_bits: Sequence[int | None]) -> Iterator[tuple[Host, ...]]:
+def hosts_or_skip(links: Sequence[Link]) -> Iterator[tuple[Host, ...]]:
     with ExitStack() as stack:
         try:
-            made = stack.enter_context(hosts(rates_bits))
+            made = stack.enter_context(hosts(links))
         except NoHosts as error:
             pytest.skip(str(error))
         yield made

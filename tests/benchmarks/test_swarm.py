@@ -10,7 +10,7 @@ import pytest
 from benchmarks import crowd, swarm
 from benchmarks.clients import Outcome
 from benchmarks.crowd import Run, Shape
-from benchmarks.hosts import NoHosts
+from benchmarks.hosts import Link, NoHosts
 from tests.hosts import hosts_or_skip
 
 MEGABIT = 1_000_000
@@ -36,7 +36,7 @@ def test_a_crowd_of_three_gets_what_was_signed(tmp_path: Path) -> None:
 
 @pytest.mark.netns
 def test_nothing_is_left_when_hosts_end() -> None:
-    with hosts_or_skip([None, 10 * MEGABIT]) as made:
+    with hosts_or_skip([Link(), Link(10 * MEGABIT)]) as made:
         sleeping = subprocess.Popen([*made[1].within, "sleep", "1000"])
         while b"sleep" not in (Path("/proc") / str(sleeping.pid) / "cmdline").read_bytes()[:5]:
             assert sleeping.poll() is None
@@ -49,7 +49,7 @@ def test_nothing_is_left_when_hosts_end() -> None:
 @pytest.mark.netns
 def test_hosts_end_with_an_error_inside() -> None:
     names: set[str] = set()
-    with pytest.raises(ZeroDivisionError), hosts_or_skip([None]) as made:
+    with pytest.raises(ZeroDivisionError), hosts_or_skip([Link()]) as made:
         names |= {host.namespace for host in made}
         raise ZeroDivisionError
     assert names and not names & _namespaces()

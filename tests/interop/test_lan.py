@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hosts import Host
+from benchmarks.hosts import Host, Link
 from gateway.program import Program
 from gateway.signing import generate
 from tests.gateway.test_substituter import KEY, signed_path, write_cache
@@ -21,7 +21,7 @@ SECONDS_MAX = 60
 
 @pytest.fixture
 def two_hosts() -> Iterator[tuple[Host, ...]]:
-    with hosts_or_skip([None, None]) as made:
+    with hosts_or_skip([Link(), Link()]) as made:
         yield made
 
 
