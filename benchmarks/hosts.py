@@ -7,10 +7,10 @@
 A link's rate holds in both directions: a token bucket (tbf) on eth0 limits what a host sends, one
 on the bridge's end what it receives.
 
-A veth passes segments of 64 KiB on in one piece, and a full queue would drop them so. On a link that
-many connections share this starves some of them for minutes, so a shared one takes no larger pieces
-than it carries in a millisecond, as TCP itself aims at (tcp_tso_autosize). The others take what
-they carry in ten, because each piece costs the processors that are measured.
+A veth passes segments of 64 KiB on in one piece, and a full queue would drop them so. On a link
+that many connections share this starves some of them for minutes, so a shared one takes no larger
+pieces than it carries in a millisecond, as TCP itself aims at (tcp_tso_autosize). The others take
+what they carry in ten, because each piece costs the processors that are measured.
 
 Nothing of this is visible in the machine's own namespace, and names begin with the process id, so
 that several runs do not meet. When `hosts` ends, whatever still runs in the namespaces is killed by
