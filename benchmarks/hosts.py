@@ -30,6 +30,8 @@ from itertools import count
 
 NETWORK = "10.213.0"
 HOSTS_MAX = 250
+CONGESTION_CONTROL = "cubic"
+"""What Linux has unless somebody chose another; the kernel of this machine may."""
 COMMAND_SECONDS_MAX = 30.0
 BURST_BYTES = 128 * 1024
 QUEUE_MILLISECONDS = 50
@@ -102,6 +104,8 @@ def _connect(host: Host, hub: str, port: str, link: Link) -> None:
     _run(*ip, "addr", "add", f"{host.address}/24", "brd", "+", "dev", "eth0")
     for device in ("eth0", "lo"):
         _run(*ip, "link", "set", device, "up")
+    _run(*ip, "route", "replace", f"{NETWORK}.0/24", "dev", "eth0", "src", host.address,
+         "congctl", CONGESTION_CONTROL)  # fmt: skip
     _run(*ip, "route", "add", "224.0.0.0/4", "dev", "eth0")
     if link.rate_bits is not None:
         pieces = SHARED_PIECES_PER_SECOND if link.shared else PIECES_PER_SECOND

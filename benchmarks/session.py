@@ -140,7 +140,7 @@ async def fetch(address: str) -> None:
     swarm = _swarm(Identity(b"t" * 32), store, "gateway", [parse_address(address)])
     async with trio.open_nursery() as nursery:
         await nursery.start(swarm.run)
-        await swarm.settled()
+        await swarm.dialling.settled()
         offers = await swarm.questions.find("0" * 32, 5.0)
         began = time.perf_counter()
         opened = await Fetch.open(swarm, offers[0][1], offers)

@@ -13,7 +13,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -22,15 +22,18 @@ from chunker.block import Codec
 from chunker.errors import StoreError
 from chunker.packs import PackStore
 from peer.catalogue import Catalogue
+from peer.discovery import Discovery
 from peer.errors import IdentityError
 from peer.identity import Address, Identity, PeerId, load_or_create, parse_address
+from peer.surroundings import networks
 from peer.swarm import Policies, Swarm
 
 from . import control, nixconf
 from .access import Access, find_access
 from .config import Config
 from .errors import ConfigError, StoreProblem
-from .offer import is_signed, policy
+from .offer import audience, is_signed, policy
+from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
+MEASURE_SECONDS = 0.5
 STOP_SECONDS_MAX = 10.0
 
 
@@ -56,39 +60,30 @@ class Node:
     keys: KeyRing
     substituter: Substituter | None = None
     http_port: int = 0
+    upstream_rates: UpstreamRates = field(default_factory=UpstreamRates)
 
     def status(self) -> dict[str, object]:
         """What `narswarm status --json` prints."""
-        stats = self.store.stats()
-        tallies = self.swarm.counters.peers
+        now = trio.current_time()
         answer: dict[str, object] = {
             "role": self.config.role,
             "peer_id": self.identity.peer_id,
             "process": os.getpid(),
             "addresses": [address.text for address in self.swarm.addresses()],
             "store": str(self.config.store),
-            "blocks": stats.blocks,
-            "stored_bytes": stats.block_bytes_stored,
-            "paths": stats.records,
-            "wire_bytes": self.swarm.wire_bytes(),
-            "fetching": [fetch.record.store_path for fetch in self.swarm.fetches.values()],
-            "peers": [
-                {
-                    "peer_id": peer,
-                    "role": tally.role,
-                    "connected": tally.connected,
-                    "blocks_received": tally.blocks,
-                    "bytes_received": tally.wire_bytes,
-                }
-                for peer, tally in sorted(tallies.items())
-            ],
-            "bans": self.swarm.counters.bans,
+            **store_report(self.store),
+            **swarm_report(now, self.swarm, networks()),
         }
+        transfers = peer_transfers(now, self.swarm)
         if self.substituter is not None:
             answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
             answer["asked"] = list(self.substituter.asked)
-            answer["served"] = vars(self.substituter.served)
-            answer["upstream_bytes"] = self.substituter.deliveries.upstream_bytes
+            upstream_bytes = self.substituter.deliveries.upstream_bytes
+            answer |= served_report(
+                self.substituter.served, upstream_bytes, self.swarm.traffic, self.upstream_rates
+            )
+            transfers += self.upstream_rates.report(now)
+        answer["transfers"] = transfers
         return answer
 
 
@@ -104,7 +99,8 @@ async def node(config: Config) -> AsyncIterator[Node]:
     store = _open_store(config)
     try:
         may_have = policy(configured, keys, publish)
-        catalogue = Catalogue(store, secrets.token_bytes(32), may_have)
+        salt = secrets.token_bytes(32)
+        catalogue = Catalogue(store, salt, may_have, audience(keys, publish))
         transport = Libp2pTransport(identity, [_host_port(text) for text in config.listen])
         swarm = Swarm(
             transport,
@@ -120,8 +116,7 @@ async def node(config: Config) -> AsyncIterator[Node]:
             await nursery.start(swarm.run)
             await nursery.start(control.serve, config.store, running.status)
             nursery.start_soon(_flush, store)
-            if config.lan == "open":
-                nursery.start_soon(_discover, running)
+            nursery.start_soon(_discover, running)
             yield running
             nursery.cancel_scope.cancel()
     finally:
@@ -163,6 +158,7 @@ async def serve_http(
     await listening(running)
     async with trio.open_nursery() as nursery:
         await nursery.start(substituter.deliveries.run)
+        nursery.start_soon(_measure, running, substituter)
         await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
         nursery.cancel_scope.cancel()
 
@@ -239,11 +235,24 @@ def _policies(config: Config, configured: frozenset[PeerId], keys: KeyRing) -> P
     )
 
 
-async def _discover(running: Node) -> None:
-    from peer.lan import LanDiscovery
+def discovers_peers(config: Config) -> bool:
+    """Whether this process says on the local network that it is there, and listens for others:
+    where strangers may have something, or members of a pool must find each other."""
+    return config.lan == "open"
 
-    swarm = running.swarm
-    await LanDiscovery(running.identity, swarm.addresses()).run(swarm.discovered)
+
+async def _discover(running: Node) -> None:
+    swarm, announces = running.swarm, discovers_peers(running.config)
+    chance = random.Random(secrets.randbits(64))
+    discovery = Discovery(running.identity, swarm.addresses, chance, announces=announces)
+    await discovery.run(swarm.discovered, swarm.dialling.woke)
+
+
+async def _measure(running: Node, substituter: Substituter) -> None:
+    while True:
+        fillings = substituter.deliveries._fillings.values()
+        running.upstream_rates.look(trio.current_time(), fillings)
+        await trio.sleep(MEASURE_SECONDS)
 
 
 async def _flush(store: PackStore) -> None:

@@ -10,10 +10,14 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import GatewayError, StoreProblem, UsageError
+
+if TYPE_CHECKING:
+    from .watching import Page
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -156,12 +160,7 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     peer.set_defaults(command=_keys_peer_id)
     _add_keys_add(kinds)
     _add_setup(commands)
-    status = commands.add_parser(
-        "status", help="what a running process does", epilog="example: narswarm status --json"
-    )
-    _store_options(status)
-    status.add_argument("--json", action="store_true", help="one object instead of a table")
-    status.set_defaults(command=_status)
+    _add_seeing(commands)
     verify = commands.add_parser(
         "verify",
         help="check every block of a store; changes nothing",
@@ -169,6 +168,27 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _store_options(verify)
     verify.set_defaults(command=_verify)
+
+
+def _add_seeing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser(
+        "status", help="what a running process does", epilog="example: narswarm status --json"
+    )
+    _seeing_options(status, _status)
+    peers = commands.add_parser(
+        "peers",
+        help="whom a running process is connected with, and what passes",
+        epilog="example: narswarm peers --watch",
+    )
+    _seeing_options(peers, _peers)
+
+
+def _seeing_options(command: argparse.ArgumentParser, run: Command) -> None:
+    _store_options(command)
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="one object instead of a table")
+    how.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    command.set_defaults(command=run)
 
 
 def _add_keys_add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -328,15 +348,32 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from .watching import status_page
+
+    return _see(options, lambda answer: answer, status_page)
+
+
+def _peers(options: argparse.Namespace) -> int:
+    from .watching import peers_page
+
+    return _see(options, lambda answer: {"peers": answer["peers"]}, peers_page)
+
+
+def _see(
+    options: argparse.Namespace,
+    part: Callable[[dict[str, object]], dict[str, object]],
+    page: Callable[[Mapping[str, object], int], Page],
+) -> int:
     from .control import ask
+    from .watching import show, watch
 
-    answer = ask(_store(options))
+    store = _store(options)
     if options.json:
-        print(json.dumps(answer, indent=1, sort_keys=True))
+        print(json.dumps(part(ask(store)), indent=1, sort_keys=True))
+    elif options.watch:
+        watch(lambda: ask(store), page)
     else:
-        from .terminal import show_status
-
-        show_status(answer)
+        show(page, ask(store))
     return 0
 
 

@@ -17,7 +17,8 @@ import zstandard
 from .errors import UpstreamError, UpstreamLied
 
 PIECE_BYTES = 1024 * 1024
-XZ_MEMORY_BYTES_MAX = 256 * 1024 * 1024
+XZ_MEMORY_BYTES_MAX = 80 * 1024 * 1024
+"""`xz -9` needs 65 MiB, more only what nobody means well with."""
 ZSTD_WINDOW_BYTES_MAX = 1 << 27
 
 
@@ -113,9 +114,13 @@ class _Brotli:
     def pieces(self, data: bytes) -> Iterator[bytes]:
         if self._codec.is_finished():
             raise UpstreamLied("bytes after the end of the compressed NAR")
-        yield self._codec.process(data, output_buffer_limit=PIECE_BYTES)
-        while not self._codec.can_accept_more_data():
-            yield self._codec.process(b"", output_buffer_limit=PIECE_BYTES)
+        piece = self._codec.process(data, output_buffer_limit=PIECE_BYTES)
+        # It takes more input while it still holds output, so both are asked.
+        while piece or not self._codec.can_accept_more_data():
+            yield piece
+            if self._codec.is_finished():
+                return
+            piece = self._codec.process(b"", output_buffer_limit=PIECE_BYTES)
 
 
 class Decoder:

@@ -6,7 +6,7 @@ key signed. Publish keys are never taken from the trusted ones. Nobody may have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 
 from chunker.record import PathRecord
 from peer.identity import PeerId
@@ -25,6 +25,12 @@ def policy(
         return asker in configured and is_signed(record, trusted)
 
     return may_have
+
+
+def audience(*rings: KeyRing) -> Callable[[PathRecord], Hashable]:
+    """Which of `rings` signed a record. Give it every ring that the policy looks at: then records
+    with the same audience are for the same askers (peer.catalogue)."""
+    return lambda record: tuple(is_signed(record, ring) for ring in rings)
 
 
 def is_signed(record: PathRecord, keys: KeyRing) -> bool:

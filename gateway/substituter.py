@@ -143,7 +143,7 @@ class Substituter:
     async def _ask_peers(
         self, store_hash: str, found: list[Admitted], enough: trio.CancelScope
     ) -> None:
-        offers = await self._swarm.questions.find(store_hash, PEER_SECONDS_MAX)
+        offers = await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX)
         if not any(self._take(record, found) for _, record in offers):
             offers = await self._swarm.questions.please(store_hash, PEER_SECONDS_MAX, [])
             if not any(self._take(record, found) for _, record in offers):

@@ -1,7 +1,7 @@
 """The answering half of a session: one stream that a peer opened to us.
 
-Control answers and blocks leave through one writer. A block is read, decoded and hashed again just
-before it is sent: a rotten one is refused and forgotten here, so nobody can blame us for it.
+Control answers leave at once, between two messages of others; blocks when it is this session's turn
+(`sending`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Protocol
 import trio
 
 from chunker.digest import Bytes, ManifestId
-from chunker.errors import BlockCorrupt, BlockMissing
 from chunker.manifest import Manifest
 from chunker.record import PathRecord, encode_record
 from chunker.store import BlockStore
@@ -28,6 +27,7 @@ from .messages import (
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Growth,
     Have,
     HaveMore,
@@ -36,11 +36,12 @@ from .messages import (
     Message,
     Please,
     Refuse,
-    Sent,
     Want,
     Watch,
 )
-from .serving import Due, Serving
+from .sending import Sending
+from .serving import Serving
+from .summary import Change, Telling, Whole
 from .transport import Stream
 from .wire import (
     FOUND_BYTES_MAX,
@@ -48,7 +49,6 @@ from .wire import (
     MANIFEST_PART_BYTES_MAX,
     Decoder,
     encode,
-    pieces,
 )
 
 HELLO_SECONDS_MAX = 10.0
@@ -56,12 +56,12 @@ RECEIVE_BYTES = 64 * 1024
 HAVE_DELAY_SECONDS = 0.05
 SEND_SECONDS_MAX = 60.0
 """For one message; a peer slower than that is given up."""
-UNSENT_BYTES_MAX = 2 * 1024 * 1024
-"""Of blocks that were read and wait to be sent to one peer."""
 SIGN_SECONDS = 1.0
 """That bytes come is said so often where no block comes."""
 WATCHES_MAX = 4096
 PLEASES_MAX = 256
+FOUND_ON_LOOP_MAX = 8
+"""Each record that is looked up costs a read and signature checks."""
 
 
 class Library(Protocol):
@@ -70,6 +70,13 @@ class Library(Protocol):
     store: BlockStore
     catalogue: Catalogue
     hello: Hello
+    sending: Sending
+    summaries: trio.CapacityLimiter
+    """One is read at a time: each keeps a core busy, and the first spares the others its checks."""
+
+    def knows(self, peer: PeerId) -> bool:
+        """It is configured here or a member, so that it may have a summary."""
+        ...
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None: ...
 
@@ -107,23 +114,55 @@ class Answering:
         self.bytes_sent = 0
         self._stream = stream
         self._library = library
-        self._serving = Serving()
-        self._work = trio.Event()
+        self.serving = Serving()
+        self._scope = trio.CancelScope()
         self._news: dict[ManifestId, list[int]] = {}
         self._restated: set[ManifestId] = set()
         self._told: dict[ManifestId, _Told] = {}
         self._grew: set[ManifestId] = set()
         self._news_event = trio.Event()
+        self._telling = Telling()
+        self._telling_event = trio.Event()
         self._writing = trio.Lock()
         self._pleases = 0
 
     async def run(self, greeted: Callable[[Answering], Awaitable[None]]) -> None:
         """Until the stream ends; the caller closes it."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_blocks)
-            nursery.start_soon(self._send_news)
-            await self._receive(nursery, greeted)
-            nursery.cancel_scope.cancel()
+            self._scope = nursery.cancel_scope
+            session = self._library.sending.join(self)
+            try:
+                nursery.start_soon(self._send_news)
+                nursery.start_soon(self._send_summary)
+                await self._receive(nursery, greeted)
+                nursery.cancel_scope.cancel()
+            finally:
+                self._library.sending.leave(session)
+                self._library.catalogue.unlisten(self._changed)
+
+    def stop(self) -> None:
+        self._scope.cancel()
+
+    def sent(self, blocks: int, payload_bytes: int) -> None:
+        self.blocks_sent += blocks
+        self.bytes_sent += payload_bytes
+
+    async def send(self, *parts: Bytes) -> None:
+        """One message; others may come between two. Without a pass through the loop where nobody
+        else is sending: that costs as much as sealing a block."""
+        try:
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            with trio.fail_after(SEND_SECONDS_MAX):
+                for part in parts:
+                    await self._stream.send_all(part)
+        finally:
+            self._writing.release()
+
+    async def flush(self) -> None:
+        await self._stream.flush()
 
     def note(self, manifest: ManifestId, index: int) -> None:
         """A block of a watched manifest came in."""
@@ -163,6 +202,8 @@ class Answering:
 
     async def _answer(self, nursery: trio.Nursery, message: Message) -> None:
         match message:
+            case Find() if len(message.hashes) > FOUND_ON_LOOP_MAX:
+                await self._say(await trio.to_thread.run_sync(self._found, message))
             case Find():
                 await self._say(self._found(message))
             case Please():
@@ -178,19 +219,16 @@ class Answering:
             case Want():
                 await self._want(message)
             case Cancel():
-                self._serving.cancel(message)
+                self.serving.cancel(message)
+            case GetSummary(request):
+                self._library.catalogue.listen(self._changed)
+                self._telling.asked(request)
+                self._telling_event.set()
             case _:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
     async def _say(self, message: Message) -> None:
-        await self._send(encode(message))
-
-    async def _send(self, *parts: Bytes) -> None:
-        """One message; others may come between two."""
-        async with self._writing:
-            with trio.fail_after(SEND_SECONDS_MAX):
-                for part in parts:
-                    await self._stream.send_all(part)
+        await self.send(encode(message))
 
     def _found(self, message: Find) -> Found:
         records: list[tuple[int, bytes]] = []
@@ -262,40 +300,9 @@ class Answering:
         visible = self._library.catalogue.may_read(self.peer, message.manifest) is not None
         manifest = self._library.load_manifest(message.manifest) if visible else None
         lengths = () if manifest is None else manifest.lengths
-        for refusal in self._serving.want(message, visible, lengths):
+        for refusal in self.serving.want(message, visible, lengths):
             await self._say(refusal)
-        self._work.set()
-
-    async def _send_blocks(self) -> None:
-        while True:
-            due = self._serving.next_blocks(UNSENT_BYTES_MAX)
-            if not due:
-                self._work = trio.Event()
-                await self._work.wait()
-                continue
-            # One trip to a thread for several blocks: the trip costs as much as hashing one.
-            blocks, payload_bytes, answers = await trio.to_thread.run_sync(self._read_all, due)
-            self.blocks_sent += blocks
-            self.bytes_sent += payload_bytes
-            for answer in answers:
-                await self._send(*answer)
-
-    def _read_all(self, due: Sequence[Due]) -> tuple[int, int, list[tuple[bytes, Bytes]]]:
-        """(blocks, their payload in bytes, the answers as frames)."""
-        answers = [self._read(one) for one in due]
-        sizes = [len(answer.encoded.payload) for answer in answers if isinstance(answer, Sent)]
-        return len(sizes), sum(sizes), [pieces(answer) for answer in answers]
-
-    def _read(self, due: Due) -> Message:
-        manifest = self._library.load_manifest(due.manifest)
-        try:
-            if manifest is None:
-                return Refuse(due.request, "not-here", (due.index,))
-            block = self._library.store.get(manifest.blocks[due.index])
-        except (BlockMissing, BlockCorrupt):
-            return Refuse(due.request, "not-here", (due.index,))
-        assert block.encoded is not None
-        return Sent(due.request, due.index, block.encoded)
+        self._library.sending.wake()
 
     async def _send_news(self) -> None:
         while True:
@@ -314,3 +321,45 @@ class Answering:
             for wanted in sorted(restated):
                 if (whole := self._library.load_manifest(wanted)) is not None:
                     await self._say_have(wanted, whole)
+
+    def _changed(self, record: PathRecord, held: bool) -> None:
+        self._telling.changed(record, held)
+        self._telling_event.set()
+
+    async def _send_summary(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._telling.wake_at):
+                await self._telling_event.wait()
+            self._telling_event = trio.Event()
+            step = self._telling.next(trio.current_time())
+            if step is None:
+                continue
+            if not self._library.knows(self.peer):  # from the start, or it is a member no more
+                await self._say(self._telling.refuse("not-here"))
+            elif isinstance(step, Whole):
+                await self._say_whole()
+            else:
+                await self._say_changes(step)
+
+    async def _say_whole(self) -> None:
+        prefixes = await trio.to_thread.run_sync(
+            self._library.catalogue.prefixes, self.peer, limiter=self._library.summaries
+        )
+        for message in self._telling.whole(prefixes):
+            await self._say(message)
+
+    async def _say_changes(self, changes: Sequence[Change]) -> None:
+        # In a thread, because the policy checks signatures.
+        added, removed = await trio.to_thread.run_sync(self._may_know, changes)
+        delta = self._telling.delta(added, removed)
+        if delta is not None:
+            await self._say(delta)
+
+    def _may_know(self, changes: Sequence[Change]) -> tuple[list[bytes], list[bytes]]:
+        added, removed = (
+            self._library.catalogue.for_asker(
+                self.peer, [change.record for change in changes if change.held is held]
+            )
+            for held in (True, False)
+        )
+        return added, removed

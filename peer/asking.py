@@ -1,11 +1,13 @@
 """The asking half of a session: one stream that we opened to one peer.
 
-Questions with one answer go through `ask`; what comes unasked (Have, Sent, Refuse of blocks) goes
-to the swarm's handler. Every answer is checked here for shape, never for trust.
+Questions with one answer go through `ask`; a summary is kept here; what comes unasked (Have, Sent,
+Refuse of blocks) goes to the swarm's handler. Every answer is checked here for shape, never for
+trust.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -16,20 +18,27 @@ from chunker.record import PathRecord, decode_record
 
 from .catalogue import salted
 from .errors import NotHere, PeerError, RemoteError, SessionClosed
+from .finding import Finding
 from .identity import PeerId
 from .messages import (
     PROTOCOL_VERSION,
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Hello,
     ManifestPart,
     Message,
     Please,
     Refuse,
+    SummaryDelta,
+    SummaryPart,
 )
+from .summary import Heard
 from .transport import Stream
 from .wire import MANIFEST_BYTES_MAX, Decoder, encode
+
+log = logging.getLogger(__name__)
 
 ASK_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
@@ -44,6 +53,7 @@ class Asking:
 
     def __init__(self, stream: Stream, hello: Hello, handler: Handler) -> None:
         self.peer = stream.peer
+        self.remote_host = stream.remote_host
         self.their = Hello(0, "", b"", "")
         self.bytes_received = 0
         self._stream = stream
@@ -52,6 +62,8 @@ class Asking:
         self._scope = trio.CancelScope()
         self._request = 0
         self._answers: dict[int, trio.MemorySendChannel[Message]] = {}
+        self._heard = Heard(b"")
+        self._finding = Finding(self._find)
         self._out, self._out_end = trio.open_memory_channel[Message](UNSENT_MESSAGES_MAX)
 
     async def run(self, ready: Callable[[Asking], Awaitable[None]]) -> None:
@@ -60,6 +72,7 @@ class Asking:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self._send)
+                nursery.start_soon(self._finding.run)
                 await self._stream.send_all(encode(self._ours))
                 await self._receive(nursery, ready)
                 nursery.cancel_scope.cancel()
@@ -82,7 +95,20 @@ class Asking:
             raise SessionClosed(f"{self.peer} takes no more questions") from error
 
     async def find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
-        """Of up to 256 store hashes, the records this peer has for us."""
+        """The records this peer has for us. Questions of many callers go in one Find."""
+        return await self._finding.find(store_hashes)
+
+    def get_summary(self) -> None:
+        """Ask for what they hold, now and from now on."""
+        request = self._next_request()
+        self._heard.asks(request)
+        self.tell(GetSummary(request))
+
+    def may_hold(self, store_hash: str) -> bool:
+        """False if their summary says that they do not: a question would be wasted."""
+        return self._heard.may_hold(store_hash)
+
+    async def _find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
         left, found = list(store_hashes), {}
         while left:
             questions = tuple(salted(self.their.salt, store_hash) for store_hash in left)
@@ -131,8 +157,7 @@ class Asking:
         return found
 
     async def _ask(self, make: Callable[[int], Message]) -> Message:
-        self._request += 1
-        request = -self._request & 0xFFFFFFFF  # never the number of a Want
+        request = self._next_request()
         send, receive = trio.open_memory_channel[Message](1)
         self._answers[request] = send
         try:
@@ -147,6 +172,10 @@ class Asking:
             del self._answers[request]
             send.close()
             receive.close()
+
+    def _next_request(self) -> int:
+        self._request += 1
+        return -self._request & 0xFFFFFFFF  # never the number of a Want
 
     async def _send(self) -> None:
         async for message in self._out_end:
@@ -175,6 +204,7 @@ class Asking:
         if not isinstance(message, Hello) or message.version != PROTOCOL_VERSION:
             raise RemoteError(f"{self.peer} speaks another version of the protocol")
         self.their = message
+        self._heard = Heard(message.salt)
 
     async def _dispatch(self, message: Message) -> None:
         answer = self._answers.get(getattr(message, "request", -1))
@@ -189,7 +219,13 @@ class Asking:
             and 0 < -message.request % 2**32 <= self._request
         ):
             return  # we waited for it no longer
-        await self._handler(self.peer, message)
+        if isinstance(message, SummaryPart | SummaryDelta):
+            if not self._heard.hear(message):
+                self.get_summary()
+        elif isinstance(message, Refuse) and self._heard.refused(message.request):
+            log.info("%s tells no summary: %s", self.peer, message.reason)
+        else:
+            await self._handler(self.peer, message)
 
 
 def _finding(questions: tuple[bytes, ...]) -> Callable[[int], Message]:

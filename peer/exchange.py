@@ -32,7 +32,7 @@ from chunker.digest import BlockId, ManifestId
 from chunker.errors import BlockCorrupt
 
 from .identity import PeerId
-from .messages import WANT_INDEXES_MAX
+from .messages import WANT_INDEXES_MAX, Urgency
 from .picker import Download, Flight, choose, second_holder
 from .standing import Standing
 
@@ -43,6 +43,7 @@ class SendWant:
     request: int
     manifest: ManifestId
     indexes: tuple[int, ...]
+    urgency: Urgency = Urgency.FIRM
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +196,12 @@ class Exchange:
             return []
         state = self._peers.setdefault(peer, Standing())
         held = state.holds.setdefault(manifest, set())
+        effects: list[Effect] = []
         if isinstance(held, set):
-            held.update(index for index in indexes if 0 <= index < download.blocks_max)
+            news = [index for index in indexes if 0 <= index < download.blocks_max]
+            held.update(news)
+            if state.open_blocks():
+                effects += self._take_back(peer, download, news)
         if filling:
             state.filling.add(manifest)
         elif filling is not None:
@@ -204,13 +209,13 @@ class Exchange:
         if download.whole and len(held) >= len(download.blocks):
             state.holds[manifest] = range(len(download.blocks))
         download.stuck_said = False
-        return self._fill(now)
+        return effects + self._fill(now)
 
     def peer_gone(self, now: float, peer: PeerId) -> list[Effect]:
         state = self._peers.pop(peer, None)
         if state is None:
             return []
-        for wanted in list(state.owed.values()):
+        for wanted in [*state.owed.values(), *state.spare.values()]:
             self._land(wanted, peer)
         return self._fill(now)
 
@@ -224,12 +229,15 @@ class Exchange:
     ) -> list[Effect]:
         """A block from `peer`. It is verified here, before anything else may see it."""
         state = self._peers.get(peer)
-        wanted = state.owed.get((request, index)) if state is not None else None
-        if state is None or wanted is None:
+        if state is None:
+            return []
+        wanted = state.owed.get((request, index)) or state.spare.get((request, index))
+        if wanted is None:
             return []
         flight = next(f for f in self._flights[wanted] if f.peer == peer)
         self._land(wanted, peer)
-        state.gave(now, len(encoded.payload), now - flight.since)
+        asked = None if flight.spare else now - flight.since
+        state.gave(now, len(encoded.payload), asked)
         try:
             block = verify(wanted, encoded)
         except BlockCorrupt as error:
@@ -245,7 +253,7 @@ class Exchange:
         state = self._peers.get(peer)
         if state is None:
             return []
-        for place, wanted in list(state.owed.items()):
+        for place, wanted in [*state.owed.items(), *state.spare.items()]:
             if place[0] == request and (not indexes or place[1] in indexes):
                 state.heard = now
                 for flight in self._land(wanted, peer):
@@ -278,16 +286,21 @@ class Exchange:
 
     # -- books ----------------------------------------------------------------------------------
 
-    def _ask(self, now: float, download: Download, index: int, name: PeerId, request: int) -> None:
+    def _ask(
+        self, now: float, download: Download, index: int, name: PeerId, request: int, spare: bool
+    ) -> None:
         state, length = self._peers[name], download.lengths[index]
-        if not state.owed:
-            state.asked(now)
         wanted = download.blocks[index]
         due = now + state.seconds_for(length)
-        flight = Flight(name, request, download.manifest, index, length, now, due)
+        flight = Flight(name, request, download.manifest, index, length, now, spare, due)
         self._flights.setdefault(wanted, []).append(flight)
-        state.owed[(request, index)] = wanted
-        state.owed_bytes += length
+        if spare:
+            state.spare[(request, index)] = wanted
+        else:
+            if not state.owed:
+                state.asked(now)
+            state.owed[(request, index)] = wanted
+            state.owed_bytes += length
         download.asked += 1
         download.waits.pop(index, None)
         for manifest, place in self._wanted[wanted]:
@@ -302,7 +315,9 @@ class Exchange:
         for flight in ended:
             state = self._peers.get(flight.peer)
             place = (flight.request, flight.index)
-            if state is not None and state.owed.pop(place, None) is not None:
+            if state is None or state.spare.pop(place, None) is not None:
+                continue
+            if state.owed.pop(place, None) is not None:
                 state.owed_bytes -= flight.length
         if left:
             self._flights[wanted] = left
@@ -325,37 +340,38 @@ class Exchange:
         if not places:
             self._wanted.pop(wanted, None)
 
+    def _take_back(self, peer: PeerId, download: Download, news: list[int]) -> list[Effect]:
+        """A fellow has what a source was to send only if it has room: have it from the fellow."""
+        effects: list[Effect] = []
+        for index in news:
+            flights = (
+                self._flights.get(download.blocks[index]) if index < len(download.blocks) else ()
+            )
+            if flights and flights[0].spare and flights[0].peer != peer:
+                spare = flights[0]
+                self._land(download.blocks[index], spare.peer)
+                effects.append(SendCancel(spare.peer, spare.request, (spare.index,)))
+        return effects
+
     def _fill(self, now: float) -> list[Effect]:
-        asked: dict[tuple[PeerId, ManifestId], tuple[int, list[int]]] = {}
+        batches: dict[tuple[PeerId, ManifestId, Urgency], tuple[int, list[int]]] = {}
         effects: list[Effect] = []
         stuck: list[Effect] = []
         for manifest, download in self._downloads.items():
-            for index, name, _ in choose(now, self._me, download, self._peers):
-                if (name, manifest) not in asked or len(
-                    asked[name, manifest][1]
-                ) >= WANT_INDEXES_MAX:
-                    self._send(effects, asked.pop((name, manifest), None), name, manifest)
+            for index, name, urgency in choose(now, self._me, download, self._peers):
+                key = name, manifest, urgency
+                if key not in batches or len(batches[key][1]) >= WANT_INDEXES_MAX:
+                    if key in batches:
+                        effects.append(_want(key, *batches[key]))
                     self._request += 1
-                    asked[name, manifest] = self._request, []
-                request, indexes = asked[name, manifest]
-                self._ask(now, download, index, name, request)
+                    batches[key] = self._request, []
+                request, indexes = batches[key]
+                self._ask(now, download, index, name, request, urgency is Urgency.SPARE)
                 indexes.append(index)
             if download.missing and not download.stuck_said and self._is_stuck(download):
                 download.stuck_said = True
                 stuck.append(Stuck(manifest))
-        for (name, manifest), batch in asked.items():
-            self._send(effects, batch, name, manifest)
-        return effects + stuck
-
-    def _send(
-        self,
-        effects: list[Effect],
-        batch: tuple[int, list[int]] | None,
-        name: PeerId,
-        manifest: ManifestId,
-    ) -> None:
-        if batch is not None:
-            effects.append(SendWant(name, batch[0], manifest, tuple(batch[1])))
+        return effects + [_want(key, *batch) for key, batch in batches.items()] + stuck
 
     def _copies(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -368,8 +384,10 @@ class Exchange:
                 self._request += 1
                 index = flights[0].index
                 download.copies += 1
-                self._ask(now, download, index, found[0], self._request)
-                effects.append(SendWant(found[0], self._request, download.manifest, (index,)))
+                self._ask(now, download, index, found[0], self._request, False)
+                effects.append(
+                    SendWant(found[0], self._request, download.manifest, (index,), Urgency.SOON)
+                )
         return effects
 
     def _is_stuck(self, download: Download) -> bool:
@@ -380,3 +398,8 @@ class Exchange:
             for state in self._peers.values()
             if (held := state.holds.get(download.manifest)) is not None
         )
+
+
+def _want(key: tuple[PeerId, ManifestId, Urgency], request: int, indexes: list[int]) -> SendWant:
+    name, manifest, urgency = key
+    return SendWant(name, request, manifest, tuple(indexes), urgency)

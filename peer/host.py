@@ -30,6 +30,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux as StockYamux
 
 from chunker.digest import Bytes
 
+from .acquaintances import CONNECTIONS_MAX
 from .errors import CannotListen, SessionClosed, Unreachable
 from .identity import Address, Identity, PeerId
 from .sessions import FastMuxers, FastStream
@@ -39,7 +40,8 @@ log = logging.getLogger(__name__)
 
 WRITE_BYTES = 256 * 1024
 CLOSE_SECONDS_MAX = 1.0
-CONNECTIONS_MAX = 32
+CONNECTIONS_SPARE = 16
+"""For those that have to prove who they are before it is decided whether they may stay."""
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -60,10 +62,10 @@ class Libp2pTransport:
             muxer_preference="YAMUX",
             connection_config=ConnectionConfig(
                 max_connections_per_peer=1,
-                max_connections=CONNECTIONS_MAX,
+                max_connections=CONNECTIONS_MAX + CONNECTIONS_SPARE,
                 min_connections=0,
                 low_watermark=1,
-                high_watermark=CONNECTIONS_MAX,
+                high_watermark=CONNECTIONS_MAX + CONNECTIONS_SPARE,
                 dial_timeout=DIAL_SECONDS_MAX,
             ),
         )
@@ -86,6 +88,7 @@ class Libp2pTransport:
         async def handle(stream: Any) -> None:
             wrapped = _Stream(stream)
             try:
+                await self._leave_elsewhere(wrapped)
                 await handler(wrapped)
             except Exception:
                 log.exception("a session of %s failed", wrapped.peer)
@@ -119,10 +122,30 @@ class Libp2pTransport:
         network = self._host.get_network()
         with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS_MAX, shield=True):
             for peer in list(network.connections):
-                try:
-                    await network.close_peer(peer)
-                except Exception as error:
-                    log.debug("hanging up on %s: %s", peer, error)
+                await self.hang_up(PeerId(str(peer)))
+
+    async def _leave_elsewhere(self, stream: _Stream) -> None:
+        """A peer that comes from another address than before has moved: what leads to where it was
+        is dead, and would be found so only after half a minute of silence."""
+        connections = self._host.get_network().connections.get(ID.from_base58(stream.peer), [])
+        for connection in list(connections):
+            remote = connection.muxed_conn.get_remote_address()
+            if remote and stream.remote_host and remote[0] != stream.remote_host:
+                await self._close(connection)
+
+    async def _close(self, connection: Any) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS_MAX, shield=True):
+            try:
+                await connection.close()
+            except Exception as error:
+                log.debug("closing a connection: %s", error)
+
+    async def hang_up(self, peer: PeerId) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS_MAX, shield=True):
+            try:
+                await self._host.get_network().close_peer(ID.from_base58(peer))
+            except Exception as error:
+                log.debug("hanging up on %s: %s", peer, error)
 
     async def open(self, address: Address) -> Stream:
         peer = ID.from_base58(address.peer)
@@ -130,6 +153,11 @@ class Libp2pTransport:
             with trio.fail_after(DIAL_SECONDS_MAX):
                 if address.host is not None and address.port is not None:
                     where = _multiaddr(address.host, address.port)
+                    # Whom to dial where, and when again, is decided above: libp2p would try what
+                    # it heard before as well, and for a while nothing where that failed.
+                    self._host.get_peerstore().clear_addrs(peer)
+                    network: Any = self._host.get_network()
+                    network.unblock_peer(peer)
                     await self._host.connect(PeerInfo(peer, [where]))
                 stream = await self._host.new_stream(peer, [PROTOCOL])
         except trio.TooSlowError as error:
@@ -150,6 +178,8 @@ class _Stream:
         muxed = stream.muxed_stream
         self._fast: FastStream | None = muxed if type(muxed) is FastStream else None
         self.peer = PeerId(str(stream.muxed_conn.peer_id))
+        remote = stream.muxed_conn.get_remote_address()
+        self.remote_host: str | None = remote[0] if remote else None
 
     async def receive_some(self, bytes_max: int) -> Bytes:
         try:
@@ -171,6 +201,10 @@ class _Stream:
                 await self._stream.write(bytes(data[at : at + WRITE_BYTES]))
         except Exception as error:
             raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
+
+    async def flush(self) -> None:
+        if self._fast is not None:
+            await self._fast.flush()
 
     async def aclose(self) -> None:
         with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS_MAX, shield=True):

@@ -37,6 +37,8 @@ class LanDiscovery:
     """`run` until cancelled; `found` is called in the trio loop with each address heard."""
 
     def __init__(self, identity: Identity, addresses: Iterable[Address]) -> None:
+        # A network that goes away while it speaks is no news of it; `surroundings` tells us.
+        logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
         self._identity = identity
         self._addresses = [
             address for address in addresses if address.port and not _is_loopback(address.host)
@@ -139,6 +141,12 @@ def _look_up(zeroconf: Zeroconf, name: str) -> list[Address]:
                 found.append(parse_address(value.decode()))
             except (IdentityError, UnicodeDecodeError) as error:
                 log.info("mDNS: %s says nonsense: %s", name, error)
+    # A machine has several addresses; its TXT record names the first, which may be a bridge of its
+    # own containers. The others stand in its A and AAAA records.
+    for text in info.parsed_addresses()[:ADDRESSES_PER_SERVICE_MAX]:
+        for one in found[:1]:
+            if text != one.host and not ipaddress.ip_address(text).is_link_local:
+                found.append(Address(one.peer, text, one.port))
     return found
 
 

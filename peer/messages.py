@@ -1,7 +1,8 @@
 """What peers say to each other on `/narswarm/blocks/1`: frozen values, no bytes, no I/O.
 
 A stream belongs to the peer that opened it: the opener asks (Find, Please, GetManifest, Watch,
-Want, Cancel), the other answers. Both begin with Hello. `request` numbers are the asker's own.
+Want, Cancel, GetSummary), the other answers. Both begin with Hello. `request` numbers are the
+asker's own.
 
 A block is asked for by (manifest, index), not by its id: what a peer may have is decided by path,
 so a block that belongs to no path offered to the asker cannot even be named.
@@ -18,6 +19,9 @@ from chunker.digest import BlockId, ManifestId
 PROTOCOL_VERSION = 1
 SALT_BYTES = 32
 FIND_HASHES_MAX = 256
+PREFIX_BYTES = 8
+SUMMARY_PART_PREFIXES_MAX = 8192
+DELTA_PREFIXES_MAX = 256
 WANT_INDEXES_MAX = 64
 SEGMENT_BLOCKS_MAX = 256
 
@@ -97,6 +101,14 @@ class HaveMore:
     indexes: tuple[int, ...]
 
 
+class Urgency(IntEnum):
+    SOON = 0
+    """A reader waits for it."""
+    FIRM = 1
+    SPARE = 2
+    """Only if the uplink has nothing else to carry: others should bring it."""
+
+
 class Growth(IntEnum):
     GROWING = 0
     WHOLE = 1
@@ -123,8 +135,7 @@ class Want:
     request: int
     manifest: ManifestId
     indexes: tuple[int, ...]
-    soon: bool = False
-    """A reader waits for these."""
+    urgency: Urgency = Urgency.FIRM
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +164,34 @@ class Refuse:
     indexes: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class GetSummary:
+    """Which paths do you hold that I may have? Only between configured peers and members."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryPart:
+    """8-byte prefixes of the hashes that a Find would carry, back to back, ascending over all
+    parts. `number` counts parts and then deltas, from 0; `last`: from here on come deltas."""
+
+    request: int
+    number: int
+    last: bool
+    prefixes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryDelta:
+    """What came and went since the message before. A gap in the numbers means: ask anew."""
+
+    request: int
+    number: int
+    added: bytes
+    removed: bytes
+
+
 Message = (
     Hello
     | Find
@@ -168,4 +207,7 @@ Message = (
     | Sent
     | Cancel
     | Refuse
+    | GetSummary
+    | SummaryPart
+    | SummaryDelta
 )

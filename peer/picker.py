@@ -4,16 +4,18 @@
 |------------------------------|------------------------------------------------------------------|
 | in the window at the reader  | in order, each of the holder that would deliver it first         |
 | beyond it                    | our own part first, then what fewest hold                        |
-| held by sources alone        | only by the one whose part it is; the others wait for a fellow   |
+| held by sources alone        | by the one whose part it is; by the others only if there is room |
 | asked for, and late          | a second holder, under a budget                                  |
 
 A *source* has the whole (a seed, the owner of a growing manifest); *fellows* fetch the same NAR as
 we do. Were all fellows to ask the source for everything, its uplink would carry each block once for
 each of them. So blocks are dealt out in turn, `index` to the fellow at `index % count` of all that
 fetch, in order of PeerId: each asks the source for its part and gets the rest from the others.
-Whose view of the fellows differs for a moment asks for too much or waits for a moment; a block that
-no fellow has shown in PATIENCE times the source's own answering time is asked of the source after
-all, so a source that has plenty gives plenty and one slow fellow stalls nobody.
+Whose view of the fellows differs for a moment asks for too much or waits for a moment. A block that
+no fellow has shown in PATIENCE times the source's own answering time is asked of the source as
+*spare*: it sends that when its uplink has nothing else to carry. So a source that has plenty gives
+plenty, one slow fellow stalls nobody, and a busy uplink is not made busier; once a fellow has the
+block, the spare want is taken back.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from sortedcontainers import SortedSet
 from chunker.digest import BlockId, ManifestId
 
 from .identity import PeerId
+from .messages import Urgency
 from .standing import Standing
 
 WINDOW_BYTES = 16 * 1024 * 1024
@@ -35,8 +38,10 @@ HORIZON_BLOCKS = 128
 DEALT_BYTES_MIN = 2 * 1024 * 1024
 """Smaller downloads are not dealt out: waiting for each other would take longer."""
 PATIENCE = 4.0
-PATIENCE_SECONDS_MIN = 0.05
+PATIENCE_SECONDS_MIN = 0.25
 PATIENCE_SECONDS_MAX = 2.0
+FELLOW_SECONDS_MAX = 4.0
+"""A fellow that would take longer is left to itself."""
 URGENT_BLOCKS = 8
 """At the reader: these are asked of a second holder when they are late."""
 ENDGAME_BLOCKS = 16
@@ -57,6 +62,7 @@ class Flight:
     index: int
     length: int
     since: float
+    spare: bool
     due: float
     """When it should have been here, by what the peer owed and its rate."""
 
@@ -89,16 +95,18 @@ class Download:
 
 def choose(
     now: float, me: PeerId, download: Download, peers: dict[PeerId, Standing]
-) -> Iterator[tuple[int, PeerId, Standing]]:
-    """(index, whom to ask, its standing), best first. The caller books each before it takes the
+) -> Iterator[tuple[int, PeerId, Urgency]]:
+    """(index, whom to ask, how urgently), best first. The caller books each before it takes the
     next, so that lengths of queues are true."""
     manifest = download.manifest
     ready = [
         (name, state)
         for name, state in peers.items()
-        if manifest in state.holds and not state.rests(now) and state.free_blocks()
+        if manifest in state.holds
+        and not state.rests(now)
+        and (state.free_blocks() or state.free_spare())
     ]
-    if not ready:
+    if not any(state.free_blocks() for _, state in ready):
         return
     deal = _Deal(now, me, download, peers)
     window, after = _window(download)
@@ -106,12 +114,19 @@ def choose(
         if index not in download.open:
             continue  # the same block stands at two places, and was asked for at the first
         holders = [(name, state) for name, state in ready if index in state.holds[manifest]]
-        if not holders or not deal.may_ask(index, holders):
-            continue
         length = download.lengths[index]
+        firm = [item for item in holders if item[1].open_blocks() and deal.may_ask(index, *item)]
+        spare = not firm
+        if spare:
+            holders = [item for item in holders if item[1].free_spare()]
+            if not deal.is_overdue(index, holders):
+                continue
+        else:
+            holders = firm
         name, state = min(holders, key=lambda item: (item[1].seconds_for(length), item[0]))
-        yield index, name, state
-        if not state.free_blocks() or len(state.owed) >= state.depth_blocks:
+        soon = download.cursor <= index < download.cursor + URGENT_BLOCKS
+        yield index, name, Urgency.SPARE if spare else Urgency.SOON if soon else Urgency.FIRM
+        if not state.open_blocks() and not state.free_spare():
             ready.remove((name, state))
             if not ready:
                 return
@@ -177,7 +192,6 @@ class _Deal:
             for name, state in peers.items()
             if download.manifest in state.filling and name != download.source
         }
-        self._idle = {name for name, state in peers.items() if not state.owed}
         order = sorted({me, *self._fellows})
         self._count = len(order)
         self._mine = order.index(me)
@@ -186,13 +200,18 @@ class _Deal:
     def is_mine(self, index: int) -> bool:
         return not self._dealt or index % self._count == self._mine
 
-    def may_ask(self, index: int, holders: Ready) -> bool:
-        if self.is_mine(index) or any(name in self._fellows for name, _ in holders):
+    def may_ask(self, index: int, holder: PeerId, state: Standing) -> bool:
+        """Firmly: a fellow for anything that it can bring in time, a source for our part."""
+        if self.is_mine(index):
             return True
-        since = self._download.waits.setdefault(index, self._now)
-        idle = [state for name, state in holders if name in self._idle]
-        if not idle:
+        length = self._download.lengths[index]
+        return holder in self._fellows and state.seconds_for(length) <= FELLOW_SECONDS_MAX
+
+    def is_overdue(self, index: int, holders: Ready) -> bool:
+        """Only sources hold it, or fellows that have enough to do, for longer than they should."""
+        if not holders or self.is_mine(index):
             return False
-        answers = min(state.answers_seconds for state in idle)
+        since = self._download.waits.setdefault(index, self._now)
+        answers = min(state.answers_seconds for _, state in holders)
         patience = min(max(PATIENCE * answers, PATIENCE_SECONDS_MIN), PATIENCE_SECONDS_MAX)
         return self._now - since >= patience

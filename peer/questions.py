@@ -1,11 +1,13 @@
 """What is asked of peers about a path: who has it, what its manifest is, whose word on it counts.
 
-    find --------> Find to configured peers (and strangers, where public) --> offers
-    please ------> Please to LAN caches that we know ----------------------> offers
+    find --------> Find to those whose summary has it (and strangers, where public) --> offers
+    look_up -----> an offer that came ahead, else find; then its references are asked for
+    please ------> Please to LAN caches that we know ---------------------------------> offers
     ranked ------> manifests of the offers, best first, less what was blamed on who offers
     get_manifest -> the first fitting one of those who offer it
 
-An answer that breaks the protocol bans its sender; an error or silence is only no answer.
+Once the summaries of all peers are here, a path that nobody has costs no packet. An answer that
+breaks the protocol bans its sender; an error or silence is only no answer.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from chunker.digest import ManifestId
 from chunker.errors import ManifestError
 from chunker.manifest import Manifest, decode_manifest
 from chunker.record import PathRecord
+from chunker.record import store_hash as hash_part
 from chunker.references import needles_digest
 from chunker.store import BlockStore
 
-from .asking import Asking
+from .ahead import Ahead
+from .asking import ASK_SECONDS_MAX, Asking
+from .catalogue import Catalogue
 from .errors import PeerError, RemoteError
-from .fetch import Offer, candidates
+from .fetch import Fetch, Offer, candidates
 from .identity import PeerId
 
 if TYPE_CHECKING:
@@ -44,23 +49,70 @@ class Questions:
         self,
         sessions: Mapping[PeerId, Asking],
         store: BlockStore,
+        catalogue: Catalogue,
         policies: Policies,
         settled: Callable[[], Awaitable[None]],
         ban: Callable[[PeerId, str], Awaitable[None]],
     ) -> None:
         self._sessions = sessions
         self._store = store
+        self._catalogue = catalogue
         self._policies = policies
         self._settled = settled
         self._ban = ban
         self._blamed: set[tuple[PeerId, ManifestId]] = set()
+        self._ahead = Ahead()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Ask ahead, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await trio.sleep_forever()
+
+    async def look_up(self, store_hash: str, seconds: float) -> list[Offer]:
+        """Somebody known who has this path, without a question if it was asked ahead. For sources
+        of its blocks ask `find`."""
+        offer = self._ahead.offer(trio.current_time(), store_hash)
+        if offer is not None and offer[0] in self._sessions:
+            return [offer]
+        offers = await self.find(store_hash, seconds)
+        for peer, record in offers:
+            if self._policies.admits(record):
+                self._follow(peer, record)
+        return offers
+
+    def _follow(self, peer: PeerId, record: PathRecord) -> None:
+        """Who had one path of a closure is asked for the next."""
+        asking = self._sessions.get(peer)
+        if asking is None or self._nursery is None:
+            return
+        unknown = (
+            reference
+            for reference in map(hash_part, record.references)
+            if not self._catalogue.holds(reference) and asking.may_hold(reference)
+        )
+        wanted = self._ahead.wants(trio.current_time(), peer, unknown)
+        if wanted:
+            self._nursery.start_soon(self._ask_ahead, asking, wanted)
+
+    async def _ask_ahead(self, asking: Asking, wanted: Sequence[str]) -> None:
+        async def ask(asking: Asking) -> None:
+            for record in (await asking.find(wanted)).values():
+                await trio.lowlevel.checkpoint()  # each costs a signature
+                # Without one it would hide what honest peers have, or lead us on and on.
+                if self._policies.admits(record):
+                    self._ahead.got(asking.peer, record)
+                    self._follow(asking.peer, record)
+
+        await self._ask_all([asking], ask, ASK_SECONDS_MAX)
 
     async def find(
         self, store_hash: str, seconds: float, *, public: bool = False
     ) -> list[tuple[PeerId, PathRecord]]:
         """Who has this path, of the configured peers at once, and of strangers too if it is
-        `public`: whoever holds a path learns from the question that we want it. An error or
-        silence is no answer."""
+        `public`: whoever holds a path learns from the question that we want it. Who told a summary
+        without it is not asked. An error or silence is no answer."""
         # Peers that cannot be reached must leave time to ask those that can.
         with trio.move_on_after(seconds / 2):
             await self._settled()
@@ -71,9 +123,23 @@ class Questions:
             if record is not None:
                 found.append((asking.peer, record))
 
-        asked = [a for a in self._sessions.values() if public or self._policies.knows(a.peer)]
+        asked = [
+            asking
+            for asking in self._sessions.values()
+            if (public or self._policies.knows(asking.peer)) and asking.may_hold(store_hash)
+        ]
         await self._ask_all(asked, ask, seconds / 2)
         return sorted(found, key=lambda item: item[0])
+
+    async def joins(self, asking: Asking, fetch: Fetch) -> bool:
+        """Whether a peer that came while a download runs has the same NAR."""
+        if not (fetch.public or self._policies.knows(asking.peer)):
+            return False
+        try:
+            found = (await asking.find([fetch.record.store_hash])).get(fetch.record.store_hash)
+        except PeerError:
+            return False
+        return found is not None and found.manifest == fetch.id
 
     async def please(
         self, store_hash: str, seconds: float, but: Iterable[PeerId]
@@ -159,7 +225,9 @@ class Questions:
             try:
                 await ask(asking)
             except RemoteError as error:
-                await self._ban(asking.peer, str(error))
+                # All who shared a question hear of it; the first one acts.
+                if self._sessions.get(asking.peer) is asking:
+                    await self._ban(asking.peer, str(error))
             except PeerError as error:
                 log.info("%s", error)
 

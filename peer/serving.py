@@ -1,21 +1,51 @@
-"""One served peer: what it asked for, in order, within limits. Pure.
+"""Who of those we serve gets the next block. Pure.
 
-The shell takes the `next_blocks()` whenever the stream can carry more, so unsent answers never
-exceed that many bytes per peer; what is over a limit is refused at once instead of being left in
-silence.
+    Serving   one session: what its peer asked for, within limits
+    Uplink    all sessions of the process: whose turn it is, and for how much
+
+Everybody's blocks leave through one uplink. Left to TCP, fifteen streams fight over it and whoever
+asks for most gets most; so only TURNS_MAX are written to at a time, and a turn goes to
+
+    1. blocks that the asker firmly wants, before those it wants only if there is room;
+    2. sessions that have not had AHEAD_BYTES_MAX more than another that waits;
+    3. blocks that we sent to nobody yet, because whoever has one passes it on;
+    4. blocks a reader waits for;
+    5. the session that has had the fewest bytes.
+
+A turn is as large as the line is fast, so that a slow one changes hands after each block and a fast
+one is not held up by changing. A turn that lasts longer than TURN_SECONDS_MAX, behind a peer that
+does not read, is not waited for. What is over a limit is refused at once, not left in silence.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
+from chunker.cut import BLOCK_BYTES_AVERAGE
 from chunker.digest import ManifestId
 
-from .messages import Cancel, Refuse, Want
+from .messages import Cancel, Refuse, Urgency, Want
 
 QUEUED_WANTS_MAX = 1024
+TURNS_MAX = 3
+TURNS_PER_SESSION_MAX = 2
+"""One is read from disk while the other is sent."""
+TURN_BYTES_START = 2 * BLOCK_BYTES_AVERAGE
+TURN_BYTES_MIN = 1
+"""At least one block goes in any case."""
+TURN_BYTES_MAX = 2 * 1024 * 1024
+TURN_SECONDS_LOW = 0.02
+TURN_SECONDS_HIGH = 0.08
+TURN_SECONDS_MAX = 0.5
+AHEAD_BYTES_MAX = 1024 * 1024
+SPARE_AFTER_SECONDS = 0.2
+"""Without a firm want: a gap between two is no room, for a busy uplink never makes up for it."""
+LOOKED_AT_MAX = 8
+"""Of the blocks that one session waits for."""
+SENT_KEPT_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +55,7 @@ class Due:
     index: int
     length: int
     """Of the plain block, bytes."""
+    urgency: Urgency = Urgency.FIRM
 
 
 class Serving:
@@ -38,7 +69,7 @@ class Serving:
         if len(self._queue) + len(message.indexes) > QUEUED_WANTS_MAX:
             return [Refuse(message.request, "over-limit", ())]
         self._queue.extend(
-            Due(message.request, message.manifest, index, lengths[index])
+            Due(message.request, message.manifest, index, lengths[index], message.urgency)
             for index in message.indexes
         )
         return []
@@ -51,13 +82,99 @@ class Serving:
             or (message.indexes and due.index not in message.indexes)
         )
 
-    def next_blocks(self, bytes_max: int) -> list[Due]:
-        """Those due next: at least one where there is one, and no more than `bytes_max` beyond."""
-        blocks: list[Due] = []
-        while self._queue and (not blocks or self._queue[0].length <= bytes_max):
+    def first(self) -> list[Due]:
+        """Those that may go next."""
+        return list(islice(self._queue, LOOKED_AT_MAX))
+
+    def take(self, first: Due, bytes_max: int) -> list[Due]:
+        """`first`, and what follows in order, as urgent or more, while it fits into `bytes_max`."""
+        self._queue.remove(first)
+        taken = [first]
+        bytes_max -= first.length
+        while (
+            self._queue
+            and self._queue[0].length <= bytes_max
+            and self._queue[0].urgency <= max(first.urgency, Urgency.FIRM)
+        ):
             bytes_max -= self._queue[0].length
-            blocks.append(self._queue.popleft())
-        return blocks
+            taken.append(self._queue.popleft())
+        return taken
 
     def __len__(self) -> int:
         return len(self._queue)
+
+
+@dataclass(slots=True)
+class _Session:
+    serving: Serving
+    had_bytes: int = 0
+    turn_bytes: int = TURN_BYTES_START
+    turns: list[float] = field(default_factory=list)
+    """When those under way began."""
+
+
+class Uplink:
+    """Sessions are named by numbers of the caller's."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[int, _Session] = {}
+        self._sent: OrderedDict[tuple[ManifestId, int], None] = OrderedDict()
+        self._firm = float("-inf")
+
+    def join(self, session: int, serving: Serving) -> None:
+        """A new one is as well served as the one that had least: it does not catch up."""
+        least = min((state.had_bytes for state in self._sessions.values()), default=0)
+        self._sessions[session] = _Session(serving, least)
+
+    def leave(self, session: int) -> None:
+        self._sessions.pop(session, None)
+
+    def next(self, now: float) -> tuple[int, list[Due]] | None:
+        """(session, what to send it now); tell `over` when it is sent."""
+        waiting = {n: state for n, state in self._sessions.items() if len(state.serving)}
+        running = sum(self._running(now, state) for state in self._sessions.values())
+        if not waiting or running >= TURNS_MAX:
+            return None
+        most = TURNS_PER_SESSION_MAX if len(waiting) == 1 else 1
+        fair = min(state.had_bytes for state in waiting.values()) + AHEAD_BYTES_MAX
+        best: tuple[tuple[bool, bool, bool, int, int, int], Due] | None = None
+        for session, state in waiting.items():
+            if len(state.turns) >= most:
+                continue
+            for due in state.serving.first():
+                sent = (due.manifest, due.index) in self._sent
+                spare = due.urgency is Urgency.SPARE
+                ahead = state.had_bytes > fair
+                rank = (spare, ahead, sent, int(due.urgency), state.had_bytes, session)
+                if best is None or rank < best[0]:
+                    best = rank, due
+        if best is None:
+            return None
+        (*_, session), first = best
+        if first.urgency is not Urgency.SPARE:
+            self._firm = now
+        elif now < self._firm + SPARE_AFTER_SECONDS:
+            return None
+        state = self._sessions[session]
+        taken = state.serving.take(first, state.turn_bytes)
+        state.turns.append(now)
+        state.had_bytes += sum(due.length for due in taken)
+        for due in taken:
+            self._sent[due.manifest, due.index] = None
+        while len(self._sent) > SENT_KEPT_MAX:
+            self._sent.popitem(last=False)
+        return session, taken
+
+    def over(self, now: float, session: int) -> None:
+        """The oldest turn of the session has left this process."""
+        state = self._sessions.get(session)
+        if state is None or not state.turns:
+            return
+        seconds = now - state.turns.pop(0)
+        if seconds < TURN_SECONDS_LOW:
+            state.turn_bytes = min(2 * state.turn_bytes, TURN_BYTES_MAX)
+        elif seconds > TURN_SECONDS_HIGH:
+            state.turn_bytes = max(state.turn_bytes // 2, TURN_BYTES_MIN)
+
+    def _running(self, now: float, state: _Session) -> int:
+        return sum(now - began < TURN_SECONDS_MAX for began in state.turns)

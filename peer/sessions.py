@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 RECEIVE_BYTES = 1024 * 1024
 SEND_BYTES_MAX = OUTGOING_BYTES_MAX + FRAME_BYTES_MAX + CONTROL_BYTES_MAX + 2 * HEADER.size
 TICK_SECONDS = 5.0
-UNSENT_BYTES = 512 * 1024
+UNSENT_BYTES = 128 * 1024
 CLOSE_SECONDS_MAX = 1.0
 READ_BYTES = 64 * 1024
 ARRIVED_MAX = 256
@@ -123,6 +123,7 @@ class FastConnection(IMuxedConn):
         self._streams: dict[YamuxStream, FastStream] = {}
         self._accepted, self._accept = trio.open_memory_channel[FastStream](ARRIVED_MAX)
         self._to_send = trio.Event()
+        self._sends = False
         self._drained = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
 
@@ -247,7 +248,9 @@ class FastConnection(IMuxedConn):
             await self._to_send.wait()
             pieces = self.machine.drain()
             if pieces:
+                self._sends = True
                 await self._tcp.send_all(self._sealer.seal(pieces))
+                self._sends = False
             if not self.machine.has_outgoing:
                 self._to_send = trio.Event()
             self._drained.unpark_all()
@@ -269,6 +272,13 @@ class FastConnection(IMuxedConn):
     async def room(self) -> None:
         """Wait until the socket took something."""
         await self._drained.park()
+
+    async def drained(self) -> None:
+        """Until the socket took everything, or the connection is over."""
+        while self.machine.has_outgoing or self._sends:
+            if self.is_closed:
+                return
+            await self._drained.park()
 
     def fail(self, error: YamuxError) -> None:
         log.info("a connection to %s is over: %s", self.peer_id, error)
@@ -343,6 +353,9 @@ class FastStream(IMuxedStream):
                 await connection.room()
             else:
                 await self.changed.park()
+
+    async def flush(self) -> None:
+        await self.muxed_conn.drained()
 
     async def close(self) -> None:
         await self.close_write()

@@ -44,8 +44,10 @@ class Standing:
     filling: set[ManifestId] = field(default_factory=set)
     """What it is getting itself."""
     owed: dict[tuple[int, int], BlockId] = field(default_factory=dict)
-    """By (request, index)."""
+    """By (request, index); without what it owes only if it has room."""
     owed_bytes: int = 0
+    spare: dict[tuple[int, int], BlockId] = field(default_factory=dict)
+    """What it may send if its uplink has room for it."""
     rate: float = RATE_START_BYTES_PER_SECOND
     depth_blocks: int = DEPTH_BLOCKS_START
     heard: float = 0.0
@@ -60,8 +62,14 @@ class Standing:
     def free_blocks(self) -> int:
         """How many more blocks may be asked of it; 0 until a quarter of its depth is free, because
         one Want for many blocks costs as much as one for each."""
-        free = self.depth_blocks - len(self.owed)
+        free = self.open_blocks()
         return free if free >= max(1, self.depth_blocks // 4) else 0
+
+    def open_blocks(self) -> int:
+        return max(0, self.depth_blocks - len(self.owed))
+
+    def free_spare(self) -> int:
+        return self.depth_blocks - len(self.spare)
 
     def rests(self, now: float) -> bool:
         return now < self.rests_until
@@ -75,13 +83,16 @@ class Standing:
         self.heard = self.busy_since = self._measured_since = now
         self.busy_bytes = self._measured_bytes = 0
 
-    def gave(self, now: float, size: int, seconds_asked: float) -> None:
-        """A block of `size` bytes on the wire came, so long after it was asked for."""
+    def gave(self, now: float, size: int, seconds_asked: float | None) -> None:
+        """A block of `size` bytes on the wire came, so long after it was asked for; None: spare,
+        which says little about the peer's rate."""
         self.heard = now
+        self.rests_until = 0.0
+        if seconds_asked is None:
+            return
         self.answers_seconds += ANSWERS_WEIGHT * (seconds_asked - self.answers_seconds)
         self.busy_bytes += size
         self._measured_bytes += size
-        self.rests_until = 0.0
         seconds = now - self._measured_since
         if seconds >= RATE_SECONDS_MIN:
             seen = max(self._measured_bytes / seconds, RATE_MIN_BYTES_PER_SECOND)

@@ -5,7 +5,7 @@
 
 No decision is made here: whom to ask for a block is `exchange`, for a path `questions`; who may
 have what is `catalogue`, what a NAR needs is `fetch`. A session that breaks is dropped, its peer's
-debts go to others, and a configured peer is dialled again with growing pauses.
+debts go to others; whom to dial when, and who is kept when there are many, is `acquaintances`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from chunker.store import BlockStore
 from .answering import Answering, Library
 from .asking import Asking
 from .catalogue import Catalogue
+from .dialling import Dialling
 from .errors import PeerError, RemoteError, SessionClosed
 from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
 from .fetch import Fetch
@@ -52,13 +53,13 @@ from .office import Office
 from .picker import DEALT_BYTES_MIN
 from .pull_through import PullThrough
 from .questions import Questions
+from .sending import Sending
+from .traffic import Traffic
 from .transport import Stream, Transport
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-REDIAL_SECONDS_MIN = 0.5
-REDIAL_SECONDS_MAX = 30.0
 SESSIONS_PER_PEER_MAX = 4
 """One is enough; an old one may still be dying when the next comes."""
 AGENT = "narswarm/0.1"
@@ -69,6 +70,7 @@ class Tally:
     """What one peer gave us since the start."""
 
     role: str = ""
+    pool: str = ""
     blocks: int = 0
     wire_bytes: int = 0
     connected: bool = False
@@ -109,42 +111,46 @@ class Swarm(Library):
     ) -> None:
         self.store = store
         self.catalogue = catalogue
+        self.summaries = trio.CapacityLimiter(1)
         self.hello = Hello(PROTOCOL_VERSION, role, catalogue.salt, AGENT)
         self.counters = Counters()
         self.fetches: dict[ManifestId, Fetch] = {}
         self.policies = policies
         self._transport = transport
-        self._configured = configured
-        self._chance = chance
         self.me = transport.peer
         self.exchange = Exchange(transport.peer)
         self._asking: dict[PeerId, Asking] = {}
-        self.questions = Questions(self._asking, store, policies, self.settled, self.ban)
+        self.traffic = Traffic()
+        self.dialling = Dialling(
+            transport.peer, configured, chance, self._session, transport.hang_up
+        )
+        self.questions = Questions(
+            self._asking, store, catalogue, policies, self.dialling.settled, self.ban
+        )
         self.office = Office(self)
         self._answering: set[Answering] = set()
         self._manifests = Manifests(store)
         self._opening: set[PeerId] = set()
         self._pull_through = PullThrough(self)
-        self._undecided = {address.peer for address in configured if address.host is not None}
+        self.sending = Sending(store, self.load_manifest)
         self._keeping = Keeping(store, self._stored, self._not_stored)
         self._nursery: trio.Nursery | None = None
-        self._changed = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._listen)
-            for address in self._configured:
-                if address.host is not None:
-                    nursery.start_soon(self._keep_session, address)
+            nursery.start_soon(self.dialling.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._keeping.run)
+            nursery.start_soon(self.sending.run)
+            nursery.start_soon(self.questions.run)
             task_status.started()
 
     def discovered(self, address: Address) -> None:
-        """An address heard on the LAN; dialled once a session to it is wanted and not there."""
-        if self._nursery is not None and self._wants_session(address.peer):
-            self._nursery.start_soon(self._session, address)
+        """A hint: an address heard on the LAN, or a peer that has a connection to us."""
+        if self.policies.asks(address.peer) and not self.exchange.is_banned(address.peer):
+            self.dialling.heard(address)
 
     def addresses(self) -> tuple[Address, ...]:
         return self._transport.addresses()
@@ -158,16 +164,11 @@ class Swarm(Library):
     def answering(self) -> tuple[Answering, ...]:
         return tuple(self._answering)
 
-    async def settled(self) -> None:
-        """Return when each configured peer was reached, or failed to be, once: a question asked
-        before that would take "not connected yet" for "not there"."""
-        while self._undecided:
-            await self._changed.wait()
+    def owed_by(self, peer: PeerId) -> int:
+        return self.exchange.owed_by(peer)
 
-    def _decided(self, peer: PeerId) -> None:
-        self._undecided.discard(peer)
-        self._changed.set()
-        self._changed = trio.Event()
+    def is_banned(self, peer: PeerId) -> bool:
+        return self.exchange.is_banned(peer)
 
     # -- downloads ---------------------------------------------------------------------------
 
@@ -176,12 +177,15 @@ class Swarm(Library):
         they may fetch the same NAR just now."""
         manifest, now = fetch.manifest, trio.current_time()
         if isinstance(manifest, Growing):
+            self.traffic.begin(now, fetch.id, fetch.record, manifest.nar_size)
             effects = self.exchange.start(
                 now, fetch.id, (), (), (), blocks_max=blocks_max(manifest.nar_size),
                 nar_bytes=manifest.nar_size, source=manifest.owner,
             )  # fmt: skip
         else:
-            lengths = tuple(manifest.lengths)
+            lengths, missing = tuple(manifest.lengths), tuple(missing)
+            size = sum(lengths[index] for index in missing)
+            self.traffic.begin(now, fetch.id, fetch.record, size)
             effects = self.exchange.start(now, fetch.id, manifest.blocks, lengths, missing)
         await self._carry_out(effects)
         fellows = [peer for peer in self._asking if self.policies.knows(peer)]
@@ -191,6 +195,7 @@ class Swarm(Library):
 
     async def end(self, fetch: Fetch) -> None:
         if self.fetches.pop(fetch.id, None) is not None:
+            self.traffic.end(fetch.id)
             await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
             if not isinstance(fetch.manifest, Growing):
                 self.catalogue.end(fetch.id)
@@ -203,6 +208,9 @@ class Swarm(Library):
         return self.exchange.covered(fetch.id)
 
     # -- Library -----------------------------------------------------------------------------
+
+    def knows(self, peer: PeerId) -> bool:
+        return self.policies.knows(peer)
 
     def load_manifest(self, wanted: ManifestId) -> Manifest | Growing | None:
         return self.office.load(wanted) or self._manifests.load(wanted)
@@ -259,29 +267,21 @@ class Swarm(Library):
         answering = Answering(stream, self)
         self._answering.add(answering)
         try:
-            await answering.run(self._greeted)
+            if self.dialling.joined(stream.peer, stream.remote_host, answering):
+                await answering.run(self._greeted)
         except* (PeerError, trio.TooSlowError, StoreError) as group:
             for error in group.exceptions:
                 log.info("session of %s ended: %s", stream.peer, error)
         finally:
+            self._count_sent(answering)
+            self.traffic.over(answering)
             self._answering.discard(answering)
+            self.dialling.left(answering)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await stream.aclose()
 
     async def _greeted(self, answering: Answering) -> None:
         self.discovered(Address(answering.peer, None, None))
-
-    async def _keep_session(self, address: Address) -> None:
-        pause = REDIAL_SECONDS_MIN
-        while not self.exchange.is_banned(address.peer):
-            if self._wants_session(address.peer):
-                began = trio.current_time()
-                await self._session(address)
-                self._decided(address.peer)
-                if trio.current_time() - began > REDIAL_SECONDS_MAX:
-                    pause = REDIAL_SECONDS_MIN
-            await trio.sleep(pause * (0.5 + self._chance.random()))
-            pause = min(pause * 2, REDIAL_SECONDS_MAX)
 
     async def _session(self, address: Address) -> None:
         """Open, run and clean up one asking session; errors end only it."""
@@ -297,7 +297,7 @@ class Swarm(Library):
         except* RemoteError as group:
             log.warning("%s broke the protocol: %s", peer, group.exceptions[0])
         except* PeerError as group:
-            first = logging.WARNING if peer in self._undecided else logging.INFO
+            first = logging.WARNING if peer in self.dialling.undecided else logging.INFO
             log.log(first, "%s is not to be had yet: %s", peer, group.exceptions[0])
         finally:
             self._opening.discard(peer)
@@ -305,6 +305,7 @@ class Swarm(Library):
                 await self._session_over(asking)
 
     async def _session_over(self, asking: Asking) -> None:
+        self.dialling.left(asking)
         if self._asking.get(asking.peer) is asking:
             del self._asking[asking.peer]
             tally = self._tally(asking.peer)
@@ -316,26 +317,21 @@ class Swarm(Library):
             await self._carry_out(effects)
 
     async def _ready(self, asking: Asking) -> None:
+        if not self.dialling.joined(asking.peer, asking.remote_host, asking):
+            asking.stop()
+            return
         self._asking[asking.peer] = asking
         self._opening.discard(asking.peer)
         tally = self._tally(asking.peer)
         tally.role, tally.connected = asking.their.role, True
         log.info("connected to %s %s", asking.their.role, asking.peer)
-        self._decided(asking.peer)
+        self.dialling.reached(asking.peer)
+        if self.knows(asking.peer):
+            asking.get_summary()
         for fetch in list(self.fetches.values()):
-            await self._join(asking, fetch)
-
-    async def _join(self, asking: Asking, fetch: Fetch) -> None:
-        """A peer came while a download runs: it may have the same NAR."""
-        if not (fetch.public or self.policies.knows(asking.peer)):
-            return
-        try:
-            found = (await asking.find([fetch.record.store_hash])).get(fetch.record.store_hash)
-        except PeerError:
-            return
-        if found is not None and found.manifest == fetch.id:
-            fetch.sources.append(asking.peer)
-            self._watch(asking.peer, fetch.id)
+            if await self.questions.joins(asking, fetch):
+                fetch.sources.append(asking.peer)
+                self._watch(asking.peer, fetch.id)
 
     def wire_bytes(self) -> int:
         """Everything received on asking streams since the start."""
@@ -363,6 +359,9 @@ class Swarm(Library):
         match message:
             case Sent(request, index, encoded):
                 effects = self.exchange.arrived(now, peer, request, index, encoded)
+                useful = any(isinstance(effect, Keep) for effect in effects)
+                self.traffic.received(now, peer, len(encoded.payload), useful=useful)
+                self.dialling.used(peer)
             case Have(manifest, filling, bitmap):
                 fetch = self.fetches.get(manifest)
                 count = 0 if fetch is None else blocks_max(fetch.manifest.nar_size)
@@ -387,8 +386,8 @@ class Swarm(Library):
     async def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
-                case SendWant(peer, request, manifest, indexes):
-                    self._tell(peer, Want(request, manifest, indexes))
+                case SendWant(peer, request, manifest, indexes, urgency):
+                    self._tell(peer, Want(request, manifest, indexes, urgency))
                 case SendCancel(peer, request, indexes):
                     self._tell(peer, Cancel(request, indexes))
                 case Keep():
@@ -396,6 +395,7 @@ class Swarm(Library):
                     tally.blocks += 1
                     encoded = effect.block.encoded
                     tally.wire_bytes += len(encoded.payload) if encoded else 0
+                    self.traffic.kept(trio.current_time(), effect)
                     await self._keeping.keep(effect)
                 case Ban(peer, reason):
                     await self.ban(peer, reason)
@@ -434,4 +434,10 @@ class Swarm(Library):
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_SECONDS)
+            for answering in self._answering:
+                self._count_sent(answering)
             await self._carry_out(self.exchange.tick(trio.current_time()))
+
+    def _count_sent(self, answering: Answering) -> None:
+        if self.traffic.sent(trio.current_time(), answering.peer, answering, answering.bytes_sent):
+            self.dialling.used(answering.peer)

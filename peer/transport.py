@@ -24,6 +24,8 @@ MEMORY_BUFFER_BYTES = 256 * 1024
 
 class Stream(Protocol):
     peer: PeerId
+    remote_host: str | None
+    """The address of the other end, where there is one."""
 
     async def receive_some(self, bytes_max: int) -> Bytes:
         """Empty at the end. Raises SessionClosed if the stream broke."""
@@ -31,6 +33,10 @@ class Stream(Protocol):
 
     async def send_all(self, data: Bytes) -> None:
         """One writer at a time. Raises SessionClosed."""
+        ...
+
+    async def flush(self) -> None:
+        """Until what was sent has left this process. Returns too when the stream broke."""
         ...
 
     async def aclose(self) -> None:
@@ -54,6 +60,10 @@ class Transport(Protocol):
 
     async def open(self, address: Address) -> Stream:
         """A new stream to exactly that peer. Raises Unreachable."""
+        ...
+
+    async def hang_up(self, peer: PeerId) -> None:
+        """Close every connection with `peer`: the streams at both ends break. Never raises."""
         ...
 
 
@@ -82,6 +92,7 @@ class MemoryStream:
     def __init__(self, here: PeerId, peer: PeerId) -> None:
         self.here = here
         self.peer = peer
+        self.remote_host: str | None = None
         self.other: MemoryStream | None = None
         self._buffer = bytearray()
         self._ended = False
@@ -112,6 +123,9 @@ class MemoryStream:
                 raise SessionClosed(f"{self.peer} is gone")
             other._buffer += data[at : at + MEMORY_BUFFER_BYTES]
             other._wake()
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         self._ended = True
@@ -167,3 +181,9 @@ class MemoryTransport:
         network.streams += [ours, theirs]
         there._nursery.start_soon(there._handler, theirs)
         return ours
+
+    async def hang_up(self, peer: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        for stream in self._network.streams:
+            if {stream.here, stream.peer} == {self.peer, peer}:
+                stream.sever()

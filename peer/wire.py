@@ -21,14 +21,18 @@ from chunker.digest import DIGEST_BYTES, STORE_HASH_CHARS, BlockId, Bytes, Manif
 
 from .errors import WireError
 from .messages import (
+    DELTA_PREFIXES_MAX,
     FIND_HASHES_MAX,
+    PREFIX_BYTES,
     SALT_BYTES,
     SEGMENT_BLOCKS_MAX,
+    SUMMARY_PART_PREFIXES_MAX,
     WANT_INDEXES_MAX,
     Cancel,
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Grown,
     Growth,
     Have,
@@ -39,6 +43,9 @@ from .messages import (
     Please,
     Refuse,
     Sent,
+    SummaryDelta,
+    SummaryPart,
+    Urgency,
     Want,
     Watch,
 )
@@ -63,6 +70,8 @@ _BODY_BYTES_MAX = {
     8: BITMAP_BYTES_MAX,
     11: BLOCK_BYTES_MAX,
     14: GROWN_BYTES_MAX,
+    21: SUMMARY_PART_PREFIXES_MAX * PREFIX_BYTES,
+    22: DELTA_PREFIXES_MAX * PREFIX_BYTES,
 }
 
 
@@ -171,8 +180,8 @@ def _split(message: Message) -> tuple[int, list[Any], Bytes]:
             return 8, [manifest, filling], bitmap
         case HaveMore(manifest, indexes):
             return 9, [manifest, list(indexes)], b""
-        case Want(request, manifest, indexes, soon):
-            return 10, [request, manifest, list(indexes), soon], b""
+        case Want(request, manifest, indexes, urgency):
+            return 10, [request, manifest, list(indexes), int(urgency)], b""
         case Sent(request, index, encoded):
             return 11, [request, index, int(encoded.codec), encoded.length], encoded.payload
         case Cancel(request, indexes):
@@ -183,6 +192,12 @@ def _split(message: Message) -> tuple[int, list[Any], Bytes]:
             header = [manifest, first, len(blocks), int(state), final]
             lengths_packed = struct.pack(f"!{len(lengths)}I", *lengths)
             return 14, header, b"".join((*blocks, lengths_packed, rewrites))
+        case GetSummary(request):
+            return 20, [request], b""
+        case SummaryPart(request, number, last, prefixes):
+            return 21, [request, number, last], prefixes
+        case SummaryDelta(request, number, added, removed):
+            return 22, [request, number, len(added)], added + removed
 
 
 def _number(value: Any, most: int = (1 << 53) - 1) -> int:
@@ -291,9 +306,9 @@ def _have_more(fields: list[Any], body: bytes) -> Message:
 
 
 def _want(fields: list[Any], body: bytes) -> Message:
-    request, manifest, indexes, soon = fields
+    request, manifest, indexes, urgency = fields
     wanted = _indexes(indexes, WANT_INDEXES_MAX)
-    return Want(_number(request), _manifest(manifest), wanted, _flag(soon))
+    return Want(_number(request), _manifest(manifest), wanted, Urgency(_number(urgency)))
 
 
 def _sent(fields: list[Any], body: bytes) -> Message:
@@ -326,6 +341,29 @@ def _grown(fields: list[Any], body: bytes) -> Message:
     )  # fmt: skip
 
 
+def _prefixes(body: bytes) -> bytes:
+    if len(body) % PREFIX_BYTES:
+        raise ValueError("not a whole number of prefixes")
+    return body
+
+
+def _get_summary(fields: list[Any], body: bytes) -> Message:
+    (request,) = fields
+    return GetSummary(_number(request))
+
+
+def _summary_part(fields: list[Any], body: bytes) -> Message:
+    request, number, last = fields
+    return SummaryPart(_number(request), _number(number), _flag(last), _prefixes(body))
+
+
+def _summary_delta(fields: list[Any], body: bytes) -> Message:
+    request, number, added_bytes = fields
+    end = _number(added_bytes, len(body))
+    added, removed = _prefixes(body[:end]), _prefixes(body[end:])
+    return SummaryDelta(_number(request), _number(number), added, removed)
+
+
 _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
     1: _hello,
     2: _find,
@@ -341,4 +379,7 @@ _READERS: dict[int, Callable[[list[Any], bytes], Message]] = {
     12: _cancel,
     13: _refuse,
     14: _grown,
+    20: _get_summary,
+    21: _summary_part,
+    22: _summary_delta,
 }

@@ -126,6 +126,49 @@ async def test_closing_is_seen_on_the_other_side(kind: str) -> None:
         assert await read_to_end(inbox.streams[0]) == b"last words"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_hanging_up_ends_all_streams_with_that_peer_at_both_ends(kind: str) -> None:
+    async with running(kind) as (first, second, inbox, _):
+        streams = [await first.open(second.addresses()[0]) for _ in range(2)]
+        for stream in streams:
+            await stream.send_all(b"x")
+        while len(inbox.streams) < 2:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        await second.hang_up(first.peer)
+        await second.hang_up(first.peer)
+        for stream in (*streams, *inbox.streams):
+            assert len(await read_to_end(stream)) <= 1
+        again = await first.open(second.addresses()[0])
+        await again.send_all(b"again")
+        while len(inbox.streams) < 3:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        assert await read_exactly(inbox.streams[2], 5) == b"again"
+
+
+async def test_libp2p_tells_where_the_other_end_is() -> None:
+    async with running("libp2p") as (first, second, inbox, _):
+        stream = await first.open(second.addresses()[0])
+        await stream.send_all(b"x")
+        await inbox.arrived.wait()
+        assert stream.remote_host == inbox.streams[0].remote_host == "127.0.0.1"
+
+
+async def test_who_could_not_be_reached_is_dialled_again_when_asked() -> None:
+    """libp2p itself would not try again for a minute."""
+    make = maker("libp2p")
+    first, second, inbox = make(1), make(2), Inbox()
+    with trio.fail_after(SECONDS_MAX):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(first.run, Inbox().handle)
+            with pytest.raises(Unreachable):
+                await first.open(Address(second.peer, "127.0.0.1", 1))
+            await nursery.start(second.run, inbox.handle)
+            stream = await first.open(second.addresses()[0])
+            assert stream.peer == second.peer
+            inbox.done.set()
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_peer_that_vanishes_is_noticed_in_memory() -> None:
     async with running("memory") as (first, second, inbox, _):
         stream = await second.open(first.addresses()[0])

@@ -21,7 +21,7 @@ from tests.gateway.test_upstream import INFO, Server, server
 from tests.golden.samples import sample_bytes
 
 __all__ = ["server"]
-COMMANDS = ["gateway", "peer", "seed", "demo", "keys", "status", "verify", "use", "doctor"]
+COMMANDS = ["gateway", "peer", "seed", "demo", "keys", "status", "peers", "verify", "use", "doctor"]
 SECONDS_MAX = 60
 
 
@@ -159,6 +159,12 @@ def test_a_running_process_says_what_it_does_and_stops_cleanly(tmp_path: Path) -
         done = run("status", "--store", str(tmp_path / "store"), "--json", home=tmp_path)
         status = json.loads(done.stdout)
         assert status["role"] == "gateway" and status["http"] == program.url
+        assert status["swarm_bytes"] == status["duplicate_bytes"] == 0
+        assert status["sources"] == {"store": 0, "peers": 0, "upstreams": 0}
+        peers = run("peers", "--store", str(tmp_path / "store"), "--json", home=tmp_path)
+        assert json.loads(peers.stdout) == {"peers": []}
+        peers = run("peers", "--store", str(tmp_path / "store"), home=tmp_path)
+        assert "no peers yet" in peers.stdout
         text = run("status", "--store", str(tmp_path / "store"), home=tmp_path)
         assert program.url in text.stdout and "no peers yet" in text.stdout
         assert f"listens on {program.address}\n" in text.stdout

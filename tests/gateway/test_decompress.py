@@ -42,6 +42,17 @@ def test_round_trip(name: str, step: int) -> None:
     assert decode(name, CODECS[name](DATA), len(DATA), step) == DATA
 
 
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("megabytes", [5, 20])
+def test_what_shrinks_to_nothing_comes_out_whole(name: str, megabytes: int) -> None:
+    """The last input gives many pieces of output."""
+    size = megabytes * 1_000_000
+    decoder = make_decoder(name, size)
+    packed = b"".join(_zeros(name, megabytes))
+    assert sum(map(len, decoder.feed(packed))) == size
+    decoder.finish()
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_more_than_was_signed_is_refused(name: str) -> None:
     with pytest.raises(UpstreamError, match="longer than its signed NarSize"):
@@ -55,9 +66,9 @@ def test_damaged_cut_or_continued_streams(name: str) -> None:
         decode(name, packed[: len(packed) // 2], len(DATA))
     with pytest.raises(UpstreamError):
         decode(name, b"garbage!" * 100, len(DATA))
-    with pytest.raises(UpstreamError):
-        decode(name, packed + b"more", len(DATA), step=len(packed))
-        decode(name, packed + CODECS[name](DATA), len(DATA))
+    for more in (b"more", CODECS[name](DATA)):
+        with pytest.raises(UpstreamError):
+            decode(name, packed + more, len(DATA), step=len(packed))
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -91,6 +102,13 @@ def test_a_window_beyond_128_mib_is_refused() -> None:
     packed = stream.compress(bytes(1000)) + stream.flush()
     with pytest.raises(UpstreamError):
         decode("zstd", packed, 1000)
+
+
+def test_an_xz_dictionary_beyond_the_largest_preset_is_refused() -> None:
+    decode("xz", lzma.compress(DATA, preset=9), len(DATA))
+    wide = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 128 << 20}]
+    with pytest.raises(UpstreamError):
+        decode("xz", lzma.compress(DATA, filters=wide), len(DATA))
 
 
 def test_an_unknown_compression_is_named() -> None:

@@ -23,7 +23,9 @@ from gateway.server import BodyBroken, Request, Response
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
 from gateway.upstream import FileCache
+from peer.asking import Asking
 from peer.identity import Address
+from peer.messages import Message
 from tests.peer.office import Node, Office, hold, make_path, office, until
 
 KEY = SecretKey("office-1", b"k" * 32)
@@ -402,3 +404,23 @@ async def test_strangers_are_asked_only_for_what_a_publish_key_signed(tmp_path: 
             assert asked == []
             assert await me.nar(record) == nar
             assert asked and me.substituter.deliveries.upstream_bytes == 0
+
+
+async def test_a_reference_is_answered_without_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with office() as place:
+        child, nar = signed_path("child", size=10)
+        hold(place.stores.setdefault("holder", MemoryStore()), child, nar)
+        parent, nar = make_path("parent", 10)
+        parent = replace(parent, references=(child.store_path,))
+        text = fingerprint(parent.store_path, parent.nar_hash, parent.nar_size, parent.references)
+        parent = replace(parent, signatures=(KEY.sign(text),))
+        hold(place.stores["holder"], parent, nar)
+        await place.start("holder", "gateway")
+        async with border(place, "holder") as me:
+            assert await me.narinfo(parent) == 200
+            ahead = me.node.swarm.questions._ahead
+            await until(lambda: ahead.offer(trio.current_time(), child.store_hash) is not None)
+            asked: list[Message] = []
+            monkeypatch.setattr(Asking, "tell", lambda self, message: asked.append(message))
+            assert await me.narinfo(child) == 200
+            assert asked == []

@@ -236,6 +236,19 @@ async def test_redirects_to_other_schemes(server: Server, cache: HttpCache, targ
     assert "not safe" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "location", "safe"),
+    [
+        ("http://a/", "http://b/", True), ("http://a/", "https://b/", True),
+        ("https://a/", "https://b/", True), ("https://a/", "http://a/", False),
+        ("https://a/", "HTTP://a/", False), ("http://a/", "http://b:0/", False),
+        ("http://a/", "http://b:x/", False), ("http://a/", "http://[", False),
+    ],
+)  # fmt: skip
+def test_which_redirects_are_safe(url: str, location: str, safe: bool) -> None:
+    assert upstream_module._is_safe_redirect(url, location) is safe
+
+
 async def test_a_public_upstream_may_not_redirect_to_a_private_address(
     server: Server, cache: HttpCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,32 +20,28 @@ from chunker.ingest import Ingest
 from chunker.manifest import encode_manifest
 from chunker.record import PathRecord
 from gateway import cli, seeding
-from peer import answering
+from peer import sending
 from peer.messages import Message, Sent
 from peer.serving import Due
 
 KIND = os.environ["EVIL"]
 
-honest_read = answering.Answering._read
+honest_read = sending.Sending._read
 honest_keep = seeding.keep
 
 
-def corrupt_read(self: answering.Answering, due: Due) -> Message:
+def corrupt_read(self: sending.Sending, due: Due) -> Message:
     answer = honest_read(self, due)
     if isinstance(answer, Sent):
-        data = bytearray(self._library.store.get(self._manifest_block(due)).data)  # type: ignore[attr-defined]
+        manifest = self._load(due.manifest)
+        assert manifest is not None
+        data = bytearray(self._store.get(manifest.blocks[due.index]).data)
         data[len(data) // 2] ^= 1
         return replace(answer, encoded=Encoded(Codec.RAW, len(data), bytes(data)))
     return answer
 
 
-def block_of(self: answering.Answering, due: Due) -> bytes:
-    manifest = self._library.load_manifest(due.manifest)
-    assert manifest is not None
-    return manifest.blocks[due.index]
-
-
-async def never_send(self: answering.Answering) -> None:
+async def never_send(self: sending.Sending) -> None:
     await trio.sleep_forever()
 
 
@@ -81,10 +77,9 @@ def other_nar(size: int) -> Iterable[bytes]:
 
 if __name__ == "__main__":
     if KIND == "corrupt":
-        answering.Answering._manifest_block = block_of  # type: ignore[attr-defined]
-        answering.Answering._read = corrupt_read  # type: ignore[method-assign]
+        sending.Sending._read = corrupt_read  # type: ignore[method-assign]
     elif KIND == "silent":
-        answering.Answering._send_blocks = never_send  # type: ignore[method-assign]
+        sending.Sending.run = never_send  # type: ignore[method-assign]
     elif KIND == "manifest":
         seeding.keep = lying_keep
     sys.exit(cli.main())

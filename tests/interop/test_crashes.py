@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import random
 import resource
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,8 @@ CLOSURE_BYTES = 250_000_000
 KILL_SECONDS_MAX = 0.6
 TOO_LARGE = 3
 """Paths of the closure that 2 MB have no room for; Nix may ask for all of them at once."""
+DISK_BYTES = 20_000_000
+"""A small part of what the closure needs."""
 KEY = generate("crash-1")
 
 
@@ -55,12 +59,18 @@ class Client(threading.Thread):
         self._paths = paths
 
     def run(self) -> None:
+        for path in self._paths:
+            if not self.ask(path):
+                return
+
+    def ask(self, path: CachedPath) -> bool:
+        """Whether it came in whole."""
         try:
-            for path in self._paths:
-                found = download(self._netloc, path)
-                (self.whole if found == path.nar_hash else self.wrong).append(path)
+            found = download(self._netloc, path)
         except (OSError, http.client.HTTPException):
-            return
+            return False
+        (self.whole if found == path.nar_hash else self.wrong).append(path)
+        return True
 
 
 def download(netloc: str, path: CachedPath) -> NarHash:
@@ -138,6 +148,48 @@ def test_a_busy_gateway_killed_fifty_times(
     netloc = urlsplit(gateway.url).netloc
     assert served and all(download(netloc, path) == path.nar_hash for path in served)
     assert gateway.stop() == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with little room."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = f"size={DISK_BYTES},mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "narswarm-disk", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_file_system_is_survived(
+    tmp_path: Path, small_disk: Path, cache: tuple[Path, list[CachedPath]]
+) -> None:
+    """What does not fit is cut or not there, and never wrong; with room all of it comes, and what
+    the store says it holds it holds."""
+    directory, closure = cache
+    words = ["gateway", "--no-nix-conf", "--trusted-public-key", KEY.public.text,
+             "--upstream", directory.as_uri()]  # fmt: skip
+    gateway = Program.start(words, small_disk, environment={"HOME": str(tmp_path)})
+    client = Client(gateway.url, [])
+
+    def ask_for_all() -> int:
+        client.whole.clear()
+        for path in closure:
+            client.ask(path)
+        assert client.wrong == []
+        return len(client.whole)
+
+    assert 0 < ask_for_all() < len(closure)
+    log = gateway.log.read_text()
+    assert "no room left for the store" in log and "Traceback" not in log, log
+    options = f"remount,size={2 * CLOSURE_BYTES}"
+    subprocess.run(["mount", "-o", options, small_disk], check=True)
+    threading.Event().wait(FULL_SECONDS)
+    assert ask_for_all() == len(closure)
+    assert gateway.stop() == 0
+    assert held(small_disk) == {path.store_hash for path in closure}
 
 
 @pytest.mark.parametrize("source", ["upstream", "peer"])

@@ -92,7 +92,7 @@ class Office:
         """Returns once it has reached `peers`."""
         node = self.nodes[name] = Node(self, name, role, peers)
         await self._nursery.start(node.swarm.run)
-        await node.swarm.settled()
+        await node.swarm.dialling.settled()
         assert len(node.swarm.sessions()) >= len(peers)
         return node
 

@@ -243,7 +243,7 @@ async def test_of_an_offer_only_the_manifest_counts() -> None:
 async def test_a_peer_that_cannot_be_reached_costs_time_and_not_the_answer() -> None:
     async with office() as place:
         me, _, _, record, _ = await two_seeds(place)
-        me.swarm._undecided.add(place.peer("never"))
+        me.swarm.dialling.undecided.add(place.peer("never"))
         found = await me.swarm.questions.find(record.store_hash, 0.4)
         assert len(found) == 2
         assert await me.swarm.questions.find(make_path("absent", 10)[0].store_hash, 0.4) == []

@@ -18,6 +18,7 @@ from peer.messages import (
     Find,
     Found,
     GetManifest,
+    GetSummary,
     Have,
     HaveMore,
     Hello,
@@ -26,10 +27,12 @@ from peer.messages import (
     Please,
     Refuse,
     Sent,
+    SummaryDelta,
+    SummaryPart,
     Want,
     Watch,
 )
-from peer.wire import HEADER_BYTES_MAX, Decoder, encode
+from peer.wire import _READERS, HEADER_BYTES_MAX, Decoder, encode
 
 M = ManifestId(b"m" * 32)
 MESSAGES: list[Message] = [
@@ -47,6 +50,9 @@ MESSAGES: list[Message] = [
     Sent(6, 5, Encoded(Codec.ZSTD, 9, b"payload")),
     Cancel(6),
     Refuse(6, "not-here", (5,)),
+    GetSummary(7),
+    SummaryPart(7, 0, True, b"a" * 8 + b"b" * 8),
+    SummaryDelta(7, 1, b"c" * 8, b"a" * 8),
 ]
 STREAM = b"".join(map(encode, MESSAGES))
 
@@ -76,6 +82,9 @@ def test_any_split(step: int) -> None:
 BAD = {
     "unknown type": frame(99, [1]),
     "header too long": struct.pack("!II", 1 << 24 | (HEADER_BYTES_MAX + 1), 0),
+    "half a prefix": frame(21, [1, 0, True], b"1234567"),
+    "half an added prefix": frame(22, [1, 0, 4], b"12345678"),
+    "more added than is there": frame(22, [1, 0, 16], b"12345678"),
     "body where none may be": frame(12, [1], b"x"),
     "block of 513 KiB": struct.pack("!II", 11 << 24 | 5, 513 * 1024),
     "4 GiB of records": struct.pack("!II", 3 << 24 | 5, 0xFFFFFFFF),
@@ -131,7 +140,7 @@ def test_a_flipped_byte_gives_messages_or_its_own_error(at: int, change: int) ->
         pass
 
 
-@given(st.integers(1, 13), st.recursive(
+@given(st.sampled_from(sorted(_READERS)), st.recursive(
     st.none() | st.booleans() | st.integers(-1, 1 << 33) | st.binary(max_size=40)
     | st.text(max_size=8), lambda inner: st.lists(inner, max_size=6), max_leaves=12,
 ), st.binary(max_size=50))  # fmt: skip

@@ -14,14 +14,13 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from chunker.block import Block, Codec, Encoded
 from chunker.digest import ManifestId
 from peer.exchange import Effect, Exchange, Keep, SendCancel, SendWant
 from peer.identity import PeerId
 from peer.messages import Cancel, Want
-from peer.serving import Due, Serving
+from peer.serving import Due, Serving, Uplink
 
 MANIFEST = ManifestId(b"m" * 32)
 BLOCK_BYTES = 131072
@@ -37,7 +36,9 @@ class _Peer:
     exchange: Exchange
     held: set[int] = field(default_factory=set)
     serving: dict[PeerId, Serving] = field(default_factory=dict)
-    turns: deque[PeerId] = field(default_factory=deque)
+    uplink: Uplink = field(default_factory=Uplink)
+    waiting: deque[tuple[int, PeerId, Due, bool]] = field(default_factory=deque)
+    names: list[PeerId] = field(default_factory=list)
     news: list[int] = field(default_factory=list)
     busy: bool = False
     down_free: float = 0.0
@@ -207,31 +208,36 @@ class Crowd:
 
     def _wanted(self, asker: _Peer, effect: SendWant) -> None:
         server = self.peers[effect.peer]
-        queue = server.serving.setdefault(asker.name, Serving())
-        want = Want(effect.request, effect.manifest, effect.indexes)
-        assert not queue.want(want, True, [LINK_BYTES] * len(self._ids))
-        if asker.name not in server.turns:
-            server.turns.append(asker.name)
+        if asker.name not in server.serving:
+            server.serving[asker.name] = Serving()
+            server.uplink.join(len(server.names), server.serving[asker.name])
+            server.names.append(asker.name)
+        want = Want(effect.request, effect.manifest, effect.indexes, effect.urgency)
+        assert not server.serving[asker.name].want(want, True, [LINK_BYTES] * len(self._ids))
         self._serve(server)
 
     def _serve(self, server: _Peer) -> None:
-        if server.busy:
-            return
-        while server.turns:
-            name = server.turns.popleft()
-            due = server.serving[name].next_blocks(0)
-            if due:
-                server.turns.append(name)
-                server.busy = True
-                server.sent += 1
-                sent = partial(self._sent, server, self.peers[name], due[0])
-                rate = self._owner_up if server is self._owner else self._fellow_up
-                self._at(self.now + LINK_BYTES / rate, sent)
-                return
+        """Turns go to the socket, and leave it one block after the other."""
+        while (turn := server.uplink.next(self.now)) is not None:
+            session, dues = turn
+            for due in dues:
+                place = session, server.names[session], due, due is dues[-1]
+                server.waiting.append(place)
+        if any(len(serving) for serving in server.serving.values()) and not server.busy:
+            self._later(0.1, lambda: self._serve(server))
+        if server.waiting and not server.busy:
+            server.busy = True
+            server.sent += 1
+            rate = self._owner_up if server is self._owner else self._fellow_up
+            self._at(self.now + LINK_BYTES / rate, lambda: self._sent(server))
 
-    def _sent(self, server: _Peer, to: _Peer, due: Due) -> None:
+    def _sent(self, server: _Peer) -> None:
+        session, name, due, last = server.waiting.popleft()
         server.busy = False
+        if last:
+            server.uplink.over(self.now, session)
         self._serve(server)
+        to = self.peers[name]
         to.down_free = max(to.down_free, self.now + LATENCY_SECONDS) + LINK_BYTES / self._down
         self._at(to.down_free, lambda: self._arrived(server, to, due))
 

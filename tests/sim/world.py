@@ -237,7 +237,7 @@ class World:
     def _carry_out(self, peer: Peer, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, SendWant):
-                want = Want(effect.request, effect.manifest, effect.indexes)
+                want = Want(effect.request, effect.manifest, effect.indexes, effect.urgency)
                 self._to_server(peer, effect.peer, want)
             elif isinstance(effect, SendCancel):
                 self._to_server(peer, effect.peer, Cancel(effect.request, effect.indexes))
@@ -283,7 +283,8 @@ class World:
             return
         server.turn += 1
         name = names[server.turn % len(names)]
-        (due,) = server.serving[name].next_blocks(1)
+        queue = server.serving[name]
+        (due,) = queue.take(queue.first()[0], 1)
         rate = DRIP_BYTES_PER_SECOND if server.fault == "drip" else UPLINK_BYTES_PER_SECOND
         server.sending = True
         life = server.life

@@ -34,7 +34,7 @@ VENDORS = {
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
     "httptools": {"gateway/server.py"},
     "pycurl": {"gateway/upstream.py"},
-    "rich": {"gateway/terminal.py"},
+    "rich": {"gateway/terminal.py", "gateway/watching.py"},
     "tomlkit": {"gateway/setup.py"},
     "nacl": {"gateway/signing.py", "peer/identity.py"},
 }
@@ -43,8 +43,9 @@ STORES = ("packs", "pack_index", "disk", "manifests")
 MACHINES = (
     [path for path in SOURCES if path.parent.name == "chunker" and path.stem not in STORES]
     + [ROOT / "peer" / f"{name}.py" for name in
-       ("exchange", "serving", "catalogue", "messages", "wire", "identity",
-        "yamux", "noise")]
+       ("exchange", "picker", "standing", "serving", "growing", "fetchers", "catalogue",
+        "summary", "ahead", "messages", "wire", "identity", "yamux", "noise", "acquaintances",
+        "rates", "traffic")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress")]
 )  # fmt: skip

@@ -1,0 +1,123 @@
+"""Blocks on their way out: the shell of `serving.Uplink`, one for all sessions of the process.
+
+    Uplink says whose turn it is -> read, decode and hash again in a thread -> the stream -> over
+
+A rotten block is refused and forgotten here, so nobody can blame us for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from chunker.digest import Bytes, ManifestId
+from chunker.errors import BlockCorrupt, BlockMissing
+from chunker.manifest import Manifest
+from chunker.store import BlockStore
+
+from .errors import PeerError
+from .growing import Growing
+from .messages import Message, Refuse, Sent
+from .serving import Due, Serving, Uplink
+from .wire import pieces
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 0.1
+
+Load = Callable[[ManifestId], Manifest | Growing | None]
+
+
+class Receiver(Protocol):
+    """A session that blocks are sent to."""
+
+    serving: Serving
+
+    async def send(self, *parts: Bytes) -> None:
+        """One message. Raises PeerError or trio.TooSlowError."""
+        ...
+
+    async def flush(self) -> None:
+        """Until what was sent has left this process."""
+        ...
+
+    def sent(self, blocks: int, payload_bytes: int) -> None: ...
+
+    def stop(self) -> None:
+        """It is broken or too slow."""
+        ...
+
+
+class Sending:
+    def __init__(self, store: BlockStore, load: Load) -> None:
+        self._store = store
+        self._load = load
+        self._uplink = Uplink()
+        self._receivers: dict[int, Receiver] = {}
+        self._number = 0
+        self._work = trio.Event()
+
+    def join(self, receiver: Receiver) -> int:
+        self._number += 1
+        self._receivers[self._number] = receiver
+        self._uplink.join(self._number, receiver.serving)
+        return self._number
+
+    def leave(self, session: int) -> None:
+        self._receivers.pop(session, None)
+        self._uplink.leave(session)
+        self.wake()
+
+    def wake(self) -> None:
+        """Somebody wants something."""
+        self._work.set()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                turn = self._uplink.next(trio.current_time())
+                if turn is not None:
+                    nursery.start_soon(self._turn, *turn)
+                    continue
+                self._work = trio.Event()
+                # Also when a turn has lasted too long to be waited for, or there is room for more.
+                with trio.move_on_after(PAUSE_SECONDS):
+                    await self._work.wait()
+
+    async def _turn(self, session: int, dues: Sequence[Due]) -> None:
+        receiver = self._receivers.get(session)
+        try:
+            if receiver is not None:
+                # One trip to a thread for several blocks: it costs as much as hashing one.
+                blocks, size, answers = await trio.to_thread.run_sync(self._read_all, dues)
+                receiver.sent(blocks, size)
+                for answer in answers:
+                    await receiver.send(*answer)
+                await receiver.flush()
+        except (PeerError, trio.TooSlowError) as error:
+            log.info("blocks do not leave: %s", error)
+            if receiver is not None:
+                receiver.stop()
+        finally:
+            self._uplink.over(trio.current_time(), session)
+            self.wake()
+
+    def _read_all(self, dues: Sequence[Due]) -> tuple[int, int, list[tuple[bytes, Bytes]]]:
+        """(blocks, their payload in bytes, the answers as frames)."""
+        answers = [self._read(due) for due in dues]
+        sizes = [len(answer.encoded.payload) for answer in answers if isinstance(answer, Sent)]
+        return len(sizes), sum(sizes), [pieces(answer) for answer in answers]
+
+    def _read(self, due: Due) -> Message:
+        manifest = self._load(due.manifest)
+        try:
+            if manifest is None:
+                return Refuse(due.request, "not-here", (due.index,))
+            block = self._store.get(manifest.blocks[due.index])
+        except (BlockMissing, BlockCorrupt):
+            return Refuse(due.request, "not-here", (due.index,))
+        assert block.encoded is not None
+        return Sent(due.request, due.index, block.encoded)
