@@ -82,7 +82,12 @@ def machine() -> dict[str, object]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    return {"commit": commit, "cores": os.cpu_count(), "python": platform.python_version()}
+    return {
+        "commit": commit,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "nice": os.nice(0),
+    }
 
 
 if __name__ == "__main__":

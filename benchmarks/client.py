@@ -23,7 +23,8 @@ from pathlib import Path
 import pycurl
 
 BUFFER_BYTES = 512 * 1024
-STALLED_SECONDS_MAX = 120
+STALLED_SECONDS_MAX = 300
+"""stalled-download-timeout of nix.conf, as it is by default."""
 RETRY_PAUSE_SECONDS = 0.25
 ERRORS_SHOWN_MAX = 5
 
@@ -80,7 +81,7 @@ def _fetch(url: str, path: tuple[str, str, int], deadline: float, result: Result
                 result.continued += 1
                 time.sleep(RETRY_PAUSE_SECONDS)
                 continue
-            result.fail(f"{name}: {error}")
+            result.fail(f"{target or name}, byte {received}: {error}")
         else:
             if (received, found.hexdigest()) != (size, digest):
                 result.fail(f"{name}: the hash of {received} of {size} bytes does not match")

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.clients import Clients, Outcome
-from benchmarks.hosts import Host, hosts, sent_bytes
+from benchmarks.hosts import Host, Link, hosts, sent_bytes
 from benchmarks.members import Members, fill_store, store_of
 from benchmarks.origin import Nginx, write_cache
 from gateway.signing import SecretKey, generate
@@ -102,8 +102,8 @@ class Place:
 @contextmanager
 def place(shape: Shape, top: Path) -> Iterator[Place]:
     """Raises NoHosts."""
-    rates = [shape.wan_bits, *[shape.rate_bits] * shape.peers]
-    with hosts(rates) as (origin, *members):
+    links = [Link(shape.wan_bits, shared=True), *[Link(shape.rate_bits)] * shape.peers]
+    with hosts(links) as (origin, *members):
         top.mkdir(parents=True)
         made = Place(shape, top, generate("bench-1"), origin, members)
         try:
@@ -174,10 +174,10 @@ def _number(status: dict[str, object], name: str) -> int:
     return value
 
 
-def flash(place: Place) -> Run:
-    """All clients at one moment."""
+def flash(place: Place, idle: int = 0) -> Run:
+    """All clients at one moment, but for those of the last `idle` members."""
     with Members(place.members, place.top, place.options) as members:
-        return _run(place, members, [0.0] * place.shape.peers)
+        return _run(place, members, [0.0] * (place.shape.peers - idle))
 
 
 def staggered(place: Place, seed: int) -> Run:

@@ -69,8 +69,6 @@ class Nginx:
         self.url = f"http://{host.address}:{PORT}"
         self._log = directory / "access.log"
         directory.mkdir(exist_ok=True)
-        for readable in (directory, root, root / "nar"):
-            readable.chmod(0o755)
         settings = directory / "nginx.conf"
         settings.write_text(_SETTINGS.format(directory=directory, root=root, port=PORT))
         command = [*host.within, "nginx", "-c", str(settings), "-p", str(directory)]
@@ -109,7 +107,8 @@ class Nginx:
 
 
 _SETTINGS = """
-daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
+user root; daemon off; worker_processes 1;
+pid {directory}/nginx.pid; error_log {directory}/error.log;
 events {{ worker_connections 1024; }}
 http {{
   log_format bytes escape=json '{{"uri":"$uri","status":$status,"body_bytes":$body_bytes_sent}}';

@@ -40,7 +40,7 @@ def text(results: Mapping[str, Result], meaning: Mapping[str, str]) -> str:
             f"## `{result.get('command', f'python -m benchmarks {name}')}`",
             "",
             f"{result['date']}, commit {result['commit']}, {result['cores']} cores, Python "
-            f"{result['python']}.",
+            f"{result['python']}{_niceness(result)}.",
             "",
         ]
         figures = dict(result["figures"])
@@ -54,6 +54,11 @@ def text(results: Mapping[str, Result], meaning: Mapping[str, str]) -> str:
         if name == GROWTH:
             lines += ["", f"![Time and egress against the number of members]({PLOT_NAME})"]
     return "\n".join(lines) + "\n"
+
+
+def _niceness(result: Result) -> str:
+    """Below 0 the machine did other work as well, which had to stand back."""
+    return f", nice {result['nice']}" if result.get("nice") else ""
 
 
 def _series(rows: list[dict[str, object]]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.clients import Clients, Outcome
 from benchmarks.crowd import Figures, Shape
-from benchmarks.hosts import Host, hosts
+from benchmarks.hosts import Host, Link, hosts
 from benchmarks.members import Members, fill_store, store_of
 from benchmarks.origin import Nginx, Noise, write_cache
 from gateway.signing import generate
@@ -28,7 +28,7 @@ FAILED_SECONDS = 300.0
 def run(shape: Shape, top: Path) -> Figures:
     """`shape.peers` machines: all but the last have a client, the last has everything. Raises
     NoHosts."""
-    rates = [shape.wan_bits, *[shape.rate_bits] * (shape.peers + 1)]
+    links = [Link(shape.wan_bits, shared=True), *[Link(shape.rate_bits)] * (shape.peers + 1)]
     top.mkdir(parents=True)
     cache, key = top / "cache", generate("bench-1")
     rounds = [
@@ -37,7 +37,7 @@ def run(shape: Shape, top: Path) -> Figures:
     trust = ("--no-nix-conf", "--trusted-public-key", key.public.text)
     neighbour = shape.peers - 1
     fill_store(store_of(top, neighbour), cache, trust)
-    with hosts(rates) as (far, near, *members):
+    with hosts(links) as (far, near, *members):
         origin, office = Nginx(far, cache, top / "far"), Nginx(near, cache, top / "near")
         try:
             options = (*trust, "--upstream", origin.url)

@@ -61,10 +61,10 @@ MEANING = {
     "direct_seconds_median": "without peers, each client straight to the origin",
     "direct_seconds_max": "the same, slowest machine",
     "direct_measured_mb": "size at which that was measured; the seconds are scaled from it",
-    "honest_seconds_median": "the same crowd without liars, in the same run",
+    "honest_seconds_median": "the same clients without liars, in the same run",
     "liar_ratio_median": "with liars over honest, median machine; the floor is 1.3",
     "liar_ratio_max": "with liars over honest, slowest machine; the floor is 1.3",
-    "continued_requests": "how often clients of killed members went on where they had been cut",
+    "continued_requests": "how often clients of killed members tried to go on where they were cut",
     "small_ratio": "through the gateway over direct HTTP; the floor is 1.3",
     "small_seconds": "all paths from the neighbour through the gateway, slowest machine",
     "small_direct_seconds": "all paths from nginx over the same link, slowest machine",
@@ -111,7 +111,6 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
     shape = Shape(options.peers, options.rate, options.wan or options.rate, options.size)
     with tempfile.TemporaryDirectory(prefix="narswarm-bench-") as directory:
         top = Path(directory)
-        top.chmod(0o755)  # nginx reads the cache as another user
         if options.growth:
             return "swarm-growth", {"rows": growth(shape, options.direct_size, top)}
         if options.find_rate:
@@ -143,10 +142,12 @@ def staggered(shape: Shape, direct_bytes: int, top: Path) -> Figures:
 
 
 def liar(shape: Shape, direct_bytes: int, top: Path) -> Figures:
+    """In the honest crowd those who lie in the other want nothing either."""
+    liars = max(1, shape.peers // LIARS_SHARE)
     with crowd.place(shape, top / "honest") as place:
-        honest = crowd.flash(place)
+        honest = crowd.flash(place, idle=liars)
     with crowd.place(shape, top / "liar") as place:
-        lied = crowd.lied_to(place, max(1, shape.peers // LIARS_SHARE))
+        lied = crowd.lied_to(place, liars)
     median, most = (
         [over(outcome.seconds for outcome in one.outcomes) for one in (lied, honest)]
         for over in (statistics.median, max)
