@@ -15,6 +15,9 @@ BLOCK_BYTES_MIN = 32 * 1024
 BLOCK_BYTES_AVERAGE = 128 * 1024
 BLOCK_BYTES_MAX = 512 * 1024
 BATCH_BYTES = 1024 * 1024
+FIRST_BYTES = 640 * 1024
+FIRST_BATCHES = 16
+"""So many are smaller, because others wait for the first blocks of a download."""
 
 
 class Cutter:
@@ -34,11 +37,16 @@ class Cutter:
             seed=0,
         )
         self._buffer = bytearray()
+        self._batch_bytes = FIRST_BYTES
+        self._fed = 0
 
     def feed(self, data: bytes | memoryview) -> list[bytes]:
         self._buffer += data
-        if len(self._buffer) < BATCH_BYTES:
+        if len(self._buffer) < self._batch_bytes:
             return []
+        self._fed += 1
+        if self._fed > FIRST_BATCHES:
+            self._batch_bytes = BATCH_BYTES
         return self._cut(len(self._buffer) - BLOCK_BYTES_MAX)
 
     def finish(self) -> list[bytes]:

@@ -20,6 +20,8 @@ import nacl.signing
 from .errors import BadKey
 
 NAME_CHARS_MAX = 128
+JUDGED_MAX = 1024
+"""Signatures of which a ring remembers whether they hold."""
 KEY_FILE_BYTES_MAX = 4096
 
 
@@ -69,13 +71,23 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[PublicKey]) -> None:
         self.keys: dict[str, PublicKey] = {}
+        self._judged: dict[tuple[bytes, str], bool] = {}
         for key in keys:
             if self.keys.setdefault(key.name, key) != key:
                 raise BadKey(f"two different keys are named {key.name!r}; remove one")
 
     def verified(self, text: bytes, signatures: Iterable[str]) -> tuple[str, ...]:
         """Those of `signatures` that a key of this ring made over `text`."""
-        return tuple(signature for signature in signatures if self._holds(text, signature))
+        return tuple(signature for signature in signatures if self._judge(text, signature))
+
+    def _judge(self, text: bytes, signature: str) -> bool:
+        """Every Want of every peer asks for the same few: what was computed once stays true."""
+        judged = self._judged.get((text, signature))
+        if judged is None:
+            if len(self._judged) >= JUDGED_MAX:
+                self._judged.clear()
+            judged = self._judged[text, signature] = self._holds(text, signature)
+        return judged
 
     def _holds(self, text: bytes, signature: str) -> bool:
         name, _, encoded = signature.partition(":")

@@ -36,6 +36,11 @@ from .messages import WANT_INDEXES_MAX, Urgency
 from .picker import Download, Flight, choose, second_holder
 from .standing import Standing
 
+NEWS_MAX = 64
+"""That many blocks are looked at by themselves; beyond, the whole download is."""
+FELLOW_SECONDS_MAX = 3.0
+"""How long a fellow that says nothing is hoped for."""
+
 
 class Exchange:
     """All downloads of one process. Every method returns the effects to carry out, in order."""
@@ -100,7 +105,7 @@ class Exchange:
             if wanted not in self._flights:
                 download.open.add(index)
             self._wanted.setdefault(wanted, []).append((manifest, index))
-        return self._fill(now)
+        return self._fill(now, only=download)
 
     def stop(self, now: float, manifest: ManifestId) -> list[Effect]:
         """Forget a download; what only it wanted is cancelled."""
@@ -124,7 +129,7 @@ class Exchange:
         if download is None or download.cursor == cursor:
             return []
         download.cursor = cursor
-        return self._fill(now)
+        return []  # what is asked next follows it
 
     def covered(self, manifest: ManifestId) -> bool:
         """Every missing block has a live holder, or a peer that is fetching the whole."""
@@ -156,9 +161,11 @@ class Exchange:
         state = self._peers.setdefault(peer, Standing())
         held = state.holds.setdefault(manifest, set())
         effects: list[Effect] = []
+        news: list[int] = []
         if isinstance(held, set):
             news = [index for index in indexes if 0 <= index < download.blocks_max]
             held.update(news)
+            state.told = now
             if state.open_blocks():
                 effects += self._take_back(peer, download, news)
         if filling:
@@ -168,7 +175,9 @@ class Exchange:
         if download.whole and len(held) >= len(download.blocks):
             state.holds[manifest] = range(len(download.blocks))
         download.stuck_said = False
-        return effects + self._fill(now)
+        if filling is None and len(news) <= NEWS_MAX:
+            return effects + self._fill(now, {peer: state}, download, news)
+        return effects + self._fill(now, only=download)
 
     def peer_gone(self, now: float, peer: PeerId) -> list[Effect]:
         state = self._peers.pop(peer, None)
@@ -202,7 +211,10 @@ class Exchange:
         except BlockCorrupt as error:
             return [Ban(peer, str(error)), *self.ban(now, peer)]
         copies = [SendCancel(f.peer, f.request, (f.index,)) for f in self._land(wanted)]
-        return [Keep(block, peer, tuple(self._got(wanted))), *copies, *self._fill(now)]
+        keep = Keep(block, peer, tuple(self._got(wanted)))
+        if not state.free_blocks():
+            return [keep, *copies]
+        return [keep, *copies, *self._fill(now, {peer: state})]
 
     def refused(
         self, now: float, peer: PeerId, request: int, reason: str, indexes: tuple[int, ...]
@@ -235,6 +247,11 @@ class Exchange:
                     self._land(wanted, name)
                 effects += [SendCancel(name, request) for request in requests]
         return effects + self._copies(now) + self._fill(now)
+
+    def holds(self, peer: PeerId, manifest: ManifestId, index: int) -> bool:
+        """Whether `peer` said so."""
+        state = self._peers.get(peer)
+        return state is not None and index in state.holds.get(manifest, ())
 
     def owed_by(self, peer: PeerId) -> int:
         state = self._peers.get(peer)
@@ -312,22 +329,35 @@ class Exchange:
                 effects.append(SendCancel(spare.peer, spare.request, (spare.index,)))
         return effects
 
-    def _fill(self, now: float) -> list[Effect]:
+    def _fill(
+        self,
+        now: float,
+        peers: dict[PeerId, Standing] | None = None,
+        only: Download | None = None,
+        indexes: list[int] | None = None,
+    ) -> list[Effect]:
+        """Ask for what can be asked for: of all peers or of `peers`, for all downloads or one, of
+        all its blocks or of `indexes`. The narrow calls are for what happens often."""
         batches: dict[tuple[PeerId, ManifestId, Urgency], tuple[int, list[int]]] = {}
         effects: list[Effect] = []
         stuck: list[Effect] = []
-        for manifest, download in self._downloads.items():
-            for index, name, urgency in choose(now, self._me, download, self._peers):
+        downloads = self._downloads.values() if only is None else (only,)
+        for download in downloads:
+            manifest = download.manifest
+            asked = self._peers if peers is None else peers
+            for index, name, urgency in choose(
+                now, self._me, download, self._peers, asked, indexes
+            ):
                 key = name, manifest, urgency
                 if key not in batches or len(batches[key][1]) >= WANT_INDEXES_MAX:
                     if key in batches:
                         effects.append(_want(key, *batches[key]))
                     self._request += 1
                     batches[key] = self._request, []
-                request, indexes = batches[key]
+                request, batch = batches[key]
                 self._ask(now, download, index, name, request, urgency is Urgency.SPARE)
-                indexes.append(index)
-            if download.missing and not download.stuck_said and self._is_stuck(download):
+                batch.append(index)
+            if download.missing and not download.stuck_said and self._is_stuck(now, download):
                 download.stuck_said = True
                 stuck.append(Stuck(manifest))
         return effects + [_want(key, *batch) for key, batch in batches.items()] + stuck
@@ -349,14 +379,22 @@ class Exchange:
                 )
         return effects
 
-    def _is_stuck(self, download: Download) -> bool:
+    def _is_stuck(self, now: float, download: Download) -> bool:
+        """No holder of a missing block, and nobody who may become one: an owner that still fills,
+        or a fellow of whom was heard lately (fellows that all lack a block wait for each other)."""
         if len(download.open) < len(download.missing):
             return False
-        return not any(
-            download.manifest in state.filling or not download.missing.isdisjoint(held)
-            for state in self._peers.values()
-            if (held := state.holds.get(download.manifest)) is not None
-        )
+        for name, state in self._peers.items():
+            held = state.holds.get(download.manifest)
+            if held is None:
+                continue
+            if not download.missing.isdisjoint(held):
+                return False
+            if download.manifest in state.filling and (
+                name == download.source or now - state.told < FELLOW_SECONDS_MAX
+            ):
+                return False
+        return True
 
 
 def _want(key: tuple[PeerId, ManifestId, Urgency], request: int, indexes: list[int]) -> SendWant:

@@ -61,9 +61,10 @@ class Inbound:
         return tuple(session for session in self._sessions if session.met)
 
     def note(self, manifest: ManifestId, index: int) -> None:
-        """A block came in: tell who watches."""
+        """A block came in: tell who watches and has not said that it holds it."""
+        holds = self._swarm.exchange.holds
         for session in self._sessions:
-            if manifest in session.watches:
+            if manifest in session.watches and not holds(session.peer, manifest, index):
                 session.note(manifest, index)
 
     def restate(self, manifest: ManifestId) -> None:

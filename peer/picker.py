@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 
 from sortedcontainers import SortedSet
 
@@ -46,7 +46,7 @@ URGENT_BLOCKS = 8
 """At the reader: these are asked of a second holder when they are late."""
 ENDGAME_BLOCKS = 16
 LATE_SECONDS = 0.5
-COPIES_SHARE_MAX = 0.03
+COPIES_SHARE_MAX = 0.01
 COPIES_FREE = 2
 
 Ready = list[tuple[PeerId, Standing]]
@@ -94,14 +94,20 @@ class Download:
 
 
 def choose(
-    now: float, me: PeerId, download: Download, peers: dict[PeerId, Standing]
+    now: float,
+    me: PeerId,
+    download: Download,
+    peers: dict[PeerId, Standing],
+    asked: dict[PeerId, Standing],
+    indexes: list[int] | None,
 ) -> Iterator[tuple[int, PeerId, Urgency]]:
-    """(index, whom to ask, how urgently), best first. The caller books each before it takes the
-    next, so that lengths of queues are true."""
+    """(index, whom to ask, how urgently), best first, of those `asked` and, where given, for
+    `indexes` alone. The caller books each before it takes the next, so that lengths of queues are
+    true. `peers` are all that are known."""
     manifest = download.manifest
     ready = [
         (name, state)
-        for name, state in peers.items()
+        for name, state in asked.items()
         if manifest in state.holds
         and not state.rests(now)
         and (state.free_blocks() or state.free_spare())
@@ -109,8 +115,7 @@ def choose(
     if not any(state.free_blocks() for _, state in ready):
         return
     deal = _Deal(now, me, download, peers)
-    window, after = _window(download)
-    for index in chain(window, _beyond(download, after, ready, deal)):
+    for index in _candidates(download, ready, deal) if indexes is None else indexes:
         if index not in download.open:
             continue  # the same block stands at two places, and was asked for at the first
         holders = [(name, state) for name, state in ready if index in state.holds[manifest]]
@@ -140,7 +145,8 @@ def second_holder(
         return None
     urgent = download.cursor <= flight.index < download.cursor + URGENT_BLOCKS
     ends = download.whole and not download.open and len(download.missing) <= ENDGAME_BLOCKS
-    if not (urgent or ends) or now < flight.due + LATE_SECONDS:
+    slow = peers[flight.peer].answers_seconds if flight.peer in peers else 0.0
+    if not (urgent or ends) or now < flight.due + max(LATE_SECONDS, 2 * slow):
         return None
     others = [
         (name, state)
@@ -151,6 +157,12 @@ def second_holder(
         and len(state.owed) < state.depth_blocks
     ]
     return min(others, key=lambda item: (item[1].seconds_for(flight.length), item[0]), default=None)
+
+
+def _candidates(download: Download, ready: Ready, deal: _Deal) -> Iterator[int]:
+    window, after = _window(download)
+    yield from window
+    yield from _beyond(download, after, ready, deal)
 
 
 def _window(download: Download) -> tuple[list[int], int]:

@@ -51,6 +51,8 @@ class Standing:
     rate: float = RATE_START_BYTES_PER_SECOND
     depth_blocks: int = DEPTH_BLOCKS_START
     heard: float = 0.0
+    told: float = 0.0
+    """When it last said that it holds something new."""
     busy_since: float = 0.0
     busy_bytes: int = 0
     rests_until: float = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from chunker.block import Block, Codec, encode
 from chunker.digest import ManifestId
 from peer.exchange import (
+    FELLOW_SECONDS_MAX,
     Ban,
     Effect,
     Exchange,
@@ -212,3 +213,22 @@ def test_the_window_comes_first_in_order_and_what_is_beyond_it_after() -> None:
     window = WINDOW_BYTES // 524_288 + 1
     assert asked[:window] == list(range(window))
     assert len(asked) == len(set(asked))
+
+
+def test_fellows_that_all_lack_a_block_do_not_wait_for_each_other_for_ever() -> None:
+    """The only source was banned: nobody gets anything, and everybody still says that it fills."""
+    exchange, _ = started(A)
+    exchange.has(0.0, B, M, [], True)
+    exchange.has(0.0, C, M, [], True)
+    assert Stuck(M) not in exchange.ban(0.1, A)
+    assert exchange.tick(FELLOW_SECONDS_MAX / 2) == []
+    assert exchange.tick(FELLOW_SECONDS_MAX) == [Stuck(M)]
+
+
+def test_the_owner_of_a_growing_manifest_is_hoped_for_while_it_is_there() -> None:
+    exchange = Exchange(ME)
+    exchange.start(0.0, M, (), (), (), blocks_max=40, nar_bytes=sum(LENGTHS), source=A)
+    exchange.has(0.0, A, M, [], True)
+    assert exchange.grow(0.0, M, IDS[:2], LENGTHS[:2], [0, 1], whole=False) == []
+    assert exchange.tick(100.0) == []
+    assert exchange.peer_gone(101.0, A) == [Stuck(M)]
