@@ -311,25 +311,33 @@ class Answering:
         self._library.sending.wake()
 
     async def _send_news(self) -> None:
+        told = float("-inf")
         while True:
             await self._news_event.wait()
-            await trio.sleep(HAVE_DELAY_SECONDS)
+            self._news_event = trio.Event()
             untold, self._untold = self._untold, []
             for message in untold:
                 await self._say(message)
-            news, self._news = self._news, {}
             grew, self._grew = self._grew, set()
-            self._news_event = trio.Event()
             for manifest in sorted(grew):
                 await self._say_growth(manifest)
-            for manifest, indexes in news.items():
-                for at in range(0, len(indexes), HAVE_INDEXES_MAX):
-                    part = tuple(indexes[at : at + HAVE_INDEXES_MAX])
-                    await self._say(HaveMore(manifest, part))
-            restated, self._restated = self._restated, set()
-            for wanted in sorted(restated):
-                if (whole := self._library.load_manifest(wanted)) is not None:
-                    await self._say_have(wanted, whole)
+            if not self._news and not self._restated:
+                continue
+            # At once after a quiet time; else together with what comes until then.
+            await trio.sleep_until(told + HAVE_DELAY_SECONDS)
+            told = trio.current_time()
+            await self._say_news()
+
+    async def _say_news(self) -> None:
+        news, self._news = self._news, {}
+        for manifest, indexes in news.items():
+            for at in range(0, len(indexes), HAVE_INDEXES_MAX):
+                part = tuple(indexes[at : at + HAVE_INDEXES_MAX])
+                await self._say(HaveMore(manifest, part))
+        restated, self._restated = self._restated, set()
+        for wanted in sorted(restated):
+            if (whole := self._library.load_manifest(wanted)) is not None:
+                await self._say_have(wanted, whole)
 
     def _changed(self, record: PathRecord, held: bool) -> None:
         self._telling.changed(record, held)

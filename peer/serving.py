@@ -30,7 +30,7 @@ from chunker.digest import ManifestId
 from .messages import Cancel, Refuse, Urgency, Want
 
 QUEUED_WANTS_MAX = 1024
-TURNS_MAX = 3
+TURNS_MAX = 4
 TURNS_PER_SESSION_MAX = 2
 """One is read from disk while the other is sent."""
 TURN_BYTES_START = 2 * BLOCK_BYTES_AVERAGE

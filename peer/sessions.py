@@ -12,6 +12,7 @@ libp2p with another inside) gets the stock Yamux.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from typing import Any
 
@@ -52,8 +53,11 @@ log = logging.getLogger(__name__)
 RECEIVE_BYTES = 1024 * 1024
 SEND_BYTES_MAX = OUTGOING_BYTES_MAX + FRAME_BYTES_MAX + CONTROL_BYTES_MAX + 2 * HEADER.size
 TICK_SECONDS = 5.0
-UNSENT_BYTES = 128 * 1024
+UNSENT_BYTES = 64 * 1024
+"""In the kernel, beyond which more is not handed to it: what waits there waits in the order of
+yesterday's decisions."""
 CLOSE_SECONDS_MAX = 1.0
+DRAIN_SECONDS_MAX = 1.0
 READ_BYTES = 64 * 1024
 ARRIVED_MAX = 256
 """Streams that the peer opened and libp2p did not take yet. More come only from a peer that opens
@@ -274,11 +278,22 @@ class FastConnection(IMuxedConn):
         await self._drained.park()
 
     async def drained(self) -> None:
-        """Until the socket took everything, or the connection is over."""
+        """Until all but UNSENT_BYTES is on the wire, the connection is over, or the peer does not
+        read for a second."""
         while self.machine.has_outgoing or self._sends:
             if self.is_closed:
                 return
             await self._drained.park()
+        if self.is_closed:
+            return
+        # A descriptor of its own: the sender may wait for the socket at the same time.
+        watched = os.dup(self._tcp.socket.fileno())
+        try:
+            with trio.move_on_after(DRAIN_SECONDS_MAX):
+                await trio.lowlevel.wait_writable(watched)
+        finally:
+            trio.lowlevel.notify_closing(watched)
+            os.close(watched)
 
     def fail(self, error: YamuxError) -> None:
         log.info("a connection to %s is over: %s", self.peer_id, error)
