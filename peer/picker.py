@@ -131,7 +131,7 @@ def choose(
         name, state = min(holders, key=lambda item: (item[1].seconds_for(length), item[0]))
         soon = download.cursor <= index < download.cursor + URGENT_BLOCKS
         yield index, name, Urgency.SPARE if spare else Urgency.SOON if soon else Urgency.FIRM
-        if not state.open_blocks() and not state.free_spare():
+        if not state.open_blocks() and not (deal.is_dealt and state.free_spare()):
             ready.remove((name, state))
             if not ready:
                 return
@@ -207,10 +207,10 @@ class _Deal:
         order = sorted({me, *self._fellows})
         self._count = len(order)
         self._mine = order.index(me)
-        self._dealt = bool(self._fellows) and download.nar_bytes >= DEALT_BYTES_MIN
+        self.is_dealt = bool(self._fellows) and download.nar_bytes >= DEALT_BYTES_MIN
 
     def is_mine(self, index: int) -> bool:
-        return not self._dealt or index % self._count == self._mine
+        return not self.is_dealt or index % self._count == self._mine
 
     def may_ask(self, index: int, holder: PeerId, state: Standing) -> bool:
         """Firmly: a fellow for anything that it can bring in time, a source for our part."""

@@ -27,6 +27,9 @@ from .wire import pieces
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.1
+FLUSHED_BYTES_MAX = 1024 * 1024
+"""A larger turn is one on a fast line (`Uplink`), where waiting for the socket costs more than the
+order of what waits there is worth."""
 
 Load = Callable[[ManifestId], Manifest | Growing | None]
 
@@ -96,7 +99,8 @@ class Sending:
                 receiver.sent(blocks, size)
                 for answer in answers:
                     await receiver.send(*answer)
-                await receiver.flush()
+                if size < FLUSHED_BYTES_MAX:
+                    await receiver.flush()
         except (PeerError, trio.TooSlowError) as error:
             log.info("blocks do not leave: %s", error)
             if receiver is not None:
