@@ -23,59 +23,18 @@ gives up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from sortedcontainers import SortedSet
 
-from chunker.block import Block, Encoded, verify
+from chunker.block import Encoded, verify
 from chunker.digest import BlockId, ManifestId
 from chunker.errors import BlockCorrupt
 
+from .effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
 from .identity import PeerId
 from .messages import WANT_INDEXES_MAX, Urgency
 from .picker import Download, Flight, choose, second_holder
 from .standing import Standing
-
-
-@dataclass(frozen=True, slots=True)
-class SendWant:
-    peer: PeerId
-    request: int
-    manifest: ManifestId
-    indexes: tuple[int, ...]
-    urgency: Urgency = Urgency.FIRM
-
-
-@dataclass(frozen=True, slots=True)
-class SendCancel:
-    """`indexes` of a Want, or empty for all of it."""
-
-    peer: PeerId
-    request: int
-    indexes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """A verified block that some download wanted; `places` are (manifest, index)."""
-
-    block: Block
-    peer: PeerId
-    places: tuple[tuple[ManifestId, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ban:
-    peer: PeerId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stuck:
-    manifest: ManifestId
-
-
-Effect = SendWant | SendCancel | Keep | Ban | Stuck
 
 
 class Exchange:
@@ -135,6 +94,10 @@ class Exchange:
         download.blocks += blocks
         download.lengths += lengths
         download.whole = whole
+        if whole:
+            download.blocks_max = len(download.blocks)
+            for state in self._peers.values():
+                state.holds_at_most(manifest, download.blocks_max)
         for index in missing:
             wanted = download.blocks[index]
             download.missing.add(index)
@@ -150,14 +113,15 @@ class Exchange:
             return []
         for index in sorted(download.missing):
             self._unwant(download.blocks[index], manifest, index)
-        cancels: list[Effect] = []
+        ended: dict[tuple[PeerId, int], list[int]] = {}
         for wanted in list(self._flights):
             if wanted not in self._wanted:
-                cancels += [SendCancel(f.peer, f.request) for f in self._land(wanted)]
+                for flight in self._land(wanted):
+                    ended.setdefault((flight.peer, flight.request), []).append(flight.index)
         for peer in self._peers.values():
             peer.holds.pop(manifest, None)
             peer.filling.discard(manifest)
-        return list(dict.fromkeys(cancels)) + self._fill(now)
+        return [self._cancel(*place, indexes) for place, indexes in ended.items()] + self._fill(now)
 
     def moved(self, now: float, manifest: ManifestId, cursor: int) -> list[Effect]:
         """The reader waits for block `cursor`."""
@@ -325,6 +289,12 @@ class Exchange:
             for manifest, index in self._wanted.get(wanted, ()):
                 self._downloads[manifest].open.add(index)
         return ended
+
+    def _cancel(self, peer: PeerId, request: int, indexes: list[int]) -> Effect:
+        """All of a request, unless another download waits for a block of it."""
+        state = self._peers[peer]
+        waits = any(number == request for number, _ in (*state.owed, *state.spare))
+        return SendCancel(peer, request, tuple(indexes) if waits else ())
 
     def _got(self, wanted: BlockId) -> list[tuple[ManifestId, int]]:
         places = self._wanted.pop(wanted, [])

@@ -10,7 +10,7 @@ import trio
 from chunker.errors import StoreError
 from chunker.store import BlockStore
 
-from .exchange import Keep
+from .effects import Keep
 
 log = logging.getLogger(__name__)
 

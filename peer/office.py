@@ -32,7 +32,7 @@ from .identity import PeerId
 from .messages import Grown, Growth, Please
 
 if TYPE_CHECKING:
-    from .exchange import Effect
+    from .effects import Effect
     from .swarm import Swarm
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ FIRST_BYTE_SECONDS_MAX = 3.0
 """How long a member may take until bytes come from its upstream; then the next one is asked."""
 GROWINGS_KEPT_MAX = 512
 """Growing manifests that peers may still ask blocks of, also after they are whole."""
+GROWN_BLOCKS_KEPT_MAX = 256 * 1024
+"""In all of them; 100 bytes each. What still grows counts, and is kept in any case."""
 
 
 class Office:
@@ -56,8 +58,11 @@ class Office:
     # -- whose turn it is -----------------------------------------------------------------------
 
     def offers_to_fetch(self, rate: int) -> None:
-        """From now on; `rate`, in KiB/s, is the share that we take."""
+        """From now on; `rate`, in KiB/s, is the share that we take. All must rank alike, so those
+        who know us are told."""
         self._swarm.hello = replace(self._swarm.hello, fetches=rate)
+        for answering in self._swarm.answering():
+            answering.say_hello()
 
     def rank(self, record: PathRecord) -> list[PeerId]:
         """Who should fetch it, best first; we are in it if we can."""
@@ -73,6 +78,8 @@ class Office:
     async def ask(self, owner: PeerId, record: PathRecord, public: bool) -> Fetch | None:
         """Let `owner` fetch it; None where it does not."""
         swarm = self._swarm
+        if swarm.questions.is_blamed(owner, growing_id(record, owner)):
+            return None
         asking = next((a for a in swarm.sessions_open() if a.peer == owner), None)
         found = None
         if asking is not None:
@@ -90,13 +97,20 @@ class Office:
             return await Following.follow(swarm, record, owner, public)
         return await Fetch.open(swarm, record, [(owner, found)], public=public)
 
-    async def follow(self, record: PathRecord, owner: PeerId, public: bool) -> Fetch:
+    async def follow(self, record: PathRecord, owner: PeerId, public: bool) -> Fetch | None:
         return await Following.follow(self._swarm, record, owner, public)
 
-    def owner_of(self, offer: PathRecord) -> PeerId | None:
-        """Who makes this manifest, if it is one that grows and its owner is connected."""
-        peers = self._swarm.sessions()
-        return next((peer for peer in peers if growing_id(offer, peer) == offer.manifest), None)
+    def owner_of(self, offer: PathRecord, public: bool) -> PeerId | None:
+        """Who makes this manifest, if it is one that grows and its owner is connected and may be
+        asked, and did not lie about it."""
+        swarm = self._swarm
+        for peer in swarm.sessions():
+            if growing_id(offer, peer) == offer.manifest:
+                asked = public or swarm.policies.knows(peer)
+                return (
+                    peer if asked and not swarm.questions.is_blamed(peer, offer.manifest) else None
+                )
+        return None
 
     def lost(self, owner: PeerId) -> None:
         """It began, and did not go on."""
@@ -123,7 +137,10 @@ class Office:
         self.keep(growing)
 
     def grew(self, growing: Growing) -> None:
-        """More of it is here, or it is over."""
+        """More of it is here, or it is over. One that failed is offered no more, and kept only for
+        those who are to be told."""
+        if growing.state is Growth.FAILED and self._kept.get(growing.id) is growing:
+            self._swarm.catalogue.end(growing.id)
         for answering in self._swarm.answering():
             if growing.id in answering.watches:
                 answering.grew(growing.id)
@@ -131,9 +148,25 @@ class Office:
     def keep(self, growing: Growing) -> None:
         self._kept[growing.id] = growing
         self._swarm.catalogue.begin(growing.record)
-        while len(self._kept) > GROWINGS_KEPT_MAX:
-            wanted, _ = self._kept.popitem(last=False)
-            self._swarm.catalogue.end(wanted)
+        self._kept.move_to_end(growing.id)
+        blocks = sum(len(kept.blocks) for kept in self._kept.values())
+        for old in list(self._kept.values()):
+            if len(self._kept) <= GROWINGS_KEPT_MAX and blocks <= GROWN_BLOCKS_KEPT_MAX:
+                return
+            if old.state is not Growth.GROWING:
+                blocks -= len(old.blocks)
+                self._drop(old)
+
+    def end(self, fetch: Fetch) -> None:
+        """Followed no more. If the whole is here, fellows may go on having blocks of it; else it
+        is offered no longer."""
+        if isinstance(fetch, Following) and fetch.record.manifest == fetch.id:
+            self._drop(fetch.growing)
+
+    def _drop(self, growing: Growing) -> None:
+        if self._kept.get(growing.id) is growing:
+            del self._kept[growing.id]
+            self._swarm.catalogue.end(growing.id)
 
     def load(self, wanted: ManifestId) -> Growing | None:
         return self._kept.get(wanted)
@@ -150,13 +183,15 @@ class Office:
         if not isinstance(following, Following) or following.owner != peer:
             return []
         new, missing = await following.grown(message)
+        if self._swarm.fetches.get(message.manifest) is not following:
+            return []  # it was given up meanwhile, and perhaps begun anew
         growing, exchange, now = following.growing, self._swarm.exchange, trio.current_time()
-        effects = exchange.grow(
+        effects = exchange.has(now, peer, growing.id, new)  # what it tells of it has
+        return effects + exchange.grow(
             now, growing.id,
             growing.blocks[new.start : new.stop], growing.lengths[new.start : new.stop],
             missing, whole=growing.state is Growth.WHOLE,
         )  # fmt: skip
-        return effects + exchange.has(now, peer, growing.id, new)  # what it tells of it has
 
     def gone(self, peer: PeerId) -> None:
         """Its session is over: who follows it must find another source."""

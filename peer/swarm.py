@@ -27,8 +27,9 @@ from chunker.store import BlockStore
 from .answering import Answering, Library
 from .asking import Asking
 from .catalogue import Catalogue
+from .effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
 from .errors import PeerError, RemoteError, SessionClosed
-from .exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant, Stuck
+from .exchange import Exchange
 from .fetch import Fetch
 from .growing import Growing, blocks_max
 from .identity import Address, PeerId
@@ -195,11 +196,16 @@ class Swarm(Library):
             self._watch(peer, fetch.id)
 
     async def end(self, fetch: Fetch) -> None:
-        if self.fetches.pop(fetch.id, None) is not None:
-            await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
-            if not isinstance(fetch.manifest, Growing):
-                self.catalogue.end(fetch.id)
-            self.restate(fetch.id)
+        if self.fetches.get(fetch.id) is not fetch:
+            return
+        del self.fetches[fetch.id]
+        effects = self.exchange.stop(trio.current_time(), fetch.id)
+        if isinstance(fetch.manifest, Growing):
+            self.office.end(fetch)
+        else:
+            self.catalogue.end(fetch.id)
+        self.restate(fetch.id)
+        await self._carry_out(effects)
 
     async def reading(self, fetch: Fetch, index: int) -> None:
         await self._carry_out(self.exchange.moved(trio.current_time(), fetch.id, index))
@@ -374,6 +380,7 @@ class Swarm(Library):
                 effects = self.exchange.has(now, peer, manifest, indexes)
             case Grown():
                 effects = await self.office.heard(peer, message)
+                self._covering(message.manifest)
             case Refuse(request, reason, indexes):
                 effects = self.exchange.refused(now, peer, request, reason, indexes)
             case _:

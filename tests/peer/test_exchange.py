@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from chunker.block import Block, Codec, encode
 from chunker.digest import ManifestId
-from peer.exchange import (
-    Ban,
-    Effect,
-    Exchange,
-    Keep,
-    SendCancel,
-    SendWant,
-    Stuck,
-)
+from peer.effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
+from peer.exchange import Exchange
 from peer.identity import PeerId
 from peer.picker import WINDOW_BYTES
 from peer.standing import REST_SECONDS, SILENCE_SECONDS_MIN
