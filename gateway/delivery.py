@@ -42,6 +42,7 @@ from peer.swarm import Swarm
 from .filling import Filling
 from .offer import is_signed
 from .pump import BodyBroken, Readable
+from .seeding import NO_MANIFEST
 from .signing import KeyRing
 from .sources import FetchedSource, FilledSource, Source, SourcedBody, Tried
 from .trust import Admitted
@@ -56,7 +57,7 @@ SOURCES_SECONDS_MAX = 4.0
 RESCUE_SECONDS = 1.0
 """How long a block that no live peer holds is waited for where an upstream stands by."""
 SHARED_BYTES_MIN = 512 * 1024
-"""Smaller NARs are had from an upstream sooner than it is settled who asks it."""
+"""Smaller NARs are had from our own upstream sooner than it is settled who asks."""
 RATE_BYTES_MIN = 4 * 1024 * 1024
 """Shorter downloads say little about an upstream's rate."""
 RATE_CHANGE_MIN = 4
@@ -166,9 +167,9 @@ class Deliveries:
     def _turns(self, record: PathRecord, tried: Tried) -> list[PeerId]:
         """Who should get it from an upstream, best first: ourselves, and a few others."""
         me = self._swarm.me
-        if self._upstreams and not tried.upstream and record.nar_size < SHARED_BYTES_MIN:
-            return [me]
         turns = self._swarm.office.rank(record)
+        if record.nar_size < SHARED_BYTES_MIN:
+            turns.sort(key=lambda owner: owner != me)
         others = [owner for owner in turns if owner != me and owner not in tried.owners]
         asked = {*others[:OWNERS_ASKED_MAX], *(() if tried.upstream else (me,))}
         return [owner for owner in turns if owner in asked]
@@ -229,7 +230,9 @@ class Deliveries:
         offers = [
             (peer, offer)
             for peer, offer in offers
-            if offer.nar_hash == record.nar_hash and (peer, offer.manifest) not in tried.offers
+            if offer.nar_hash == record.nar_hash
+            and offer.manifest != NO_MANIFEST
+            and (peer, offer.manifest) not in tried.offers
         ]
         tried.offers.update((peer, offer.manifest) for peer, offer in offers)
         for _, offer in offers:

@@ -47,10 +47,12 @@ GROWN_BLOCKS_KEPT_MAX = 256 * 1024
 
 class Office:
     """`fetch_for` is set by the layer above where this process has upstreams: it begins to fetch
-    what the record describes, and returns what others may follow or have, or None."""
+    what the record describes, and returns what others may follow or have, or None. `look_up` is
+    set where it also tells members what its upstreams say of a store hash."""
 
     def __init__(self, swarm: Swarm) -> None:
         self.fetch_for: Callable[[PathRecord], Awaitable[PathRecord | None]] | None = None
+        self.look_up: Callable[[str], Awaitable[PathRecord | None]] | None = None
         self._swarm = swarm
         self._fetchers = Fetchers()
         self._kept: OrderedDict[ManifestId, Growing] = OrderedDict()
@@ -119,9 +121,14 @@ class Office:
     # -- what we fetch for others ---------------------------------------------------------------
 
     async def look_for(self, asker: PeerId, message: Please) -> PathRecord | None:
-        """Somebody says Please with a record."""
+        """Somebody says Please: with a record, to have the NAR fetched, else to have it found."""
         swarm = self._swarm
-        if self.fetch_for is None or not message.record or not swarm.policies.knows(asker):
+        if not swarm.policies.knows(asker):
+            return None
+        if not message.record:
+            found = await self.look_up(message.store_hash) if self.look_up is not None else None
+            return found if found is not None and self._is_for(asker, found) else None
+        if self.fetch_for is None:
             return None
         try:
             record = decode_record(message.record)
@@ -129,9 +136,11 @@ class Office:
             raise RemoteError(f"{asker} sent a bad path record: {error}") from error
         if record.store_hash != message.store_hash:
             raise RemoteError(f"{asker} asks for another path than it says")
-        if not swarm.policies.admits(record) or not swarm.catalogue.may_have(asker, record):
-            return None
-        return await self.fetch_for(record)
+        return await self.fetch_for(record) if self._is_for(asker, record) else None
+
+    def _is_for(self, asker: PeerId, record: PathRecord) -> bool:
+        swarm = self._swarm
+        return swarm.policies.admits(record) and swarm.catalogue.may_have(asker, record)
 
     def publish(self, growing: Growing) -> None:
         self.keep(growing)
