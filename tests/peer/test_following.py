@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 import trio
 
+from chunker.digest import BlockId
 from chunker.errors import NarMismatch
 from peer import following as following_module
 from peer.errors import NotHere
@@ -220,6 +223,7 @@ async def test_nothing_is_promised_before_the_owner_has_bytes(
 
 async def test_an_owner_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following_module, "OWNER_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(following_module, "STARVED_SECONDS_MAX", 3600.0)
     async with office() as place:
         one, two = await members(place, "one", "two")
         record, nar = make_path("path", BIG)
@@ -227,7 +231,7 @@ async def test_an_owner_that_falls_silent_is_given_up(monkeypatch: pytest.Monkey
         fetch = await follow(two, owner)
         owner.grow(2)
         await fetch.block(1)
-        with pytest.raises(NotHere, match="brings nothing"):
+        with trio.fail_after(10), pytest.raises(NotHere, match="brings nothing"):
             await fetch.block(2)
 
 
@@ -265,6 +269,13 @@ async def test_what_is_given_up_while_a_segment_is_looked_at_grows_no_other() ->
         owner.grow(8)
         await until(lambda: len(old.growing.blocks) == 8)
         heard = []
+        asked, answers, has = trio.Event(), threading.Event(), two.store.has
+
+        def slowly(ids: Iterable[BlockId]) -> list[bool]:
+            trio.from_thread.run_sync(asked.set)
+            answers.wait()
+            return has(ids)
+
         async with trio.open_nursery() as nursery:
 
             async def hear() -> None:
@@ -273,11 +284,14 @@ async def test_what_is_given_up_while_a_segment_is_looked_at_grows_no_other() ->
                 growing.rewrites = owner.manifest.rewrites
                 heard.append(await two.swarm.office.heard(one.peer, growing.segment(8)))
 
+            two.store.has = slowly  # type: ignore[method-assign]
             nursery.start_soon(hear)
-            await trio.lowlevel.checkpoint()  # it asks the store now
+            await asked.wait()
+            two.store.has = has  # type: ignore[method-assign]
             old.readers -= 1
             await old.close()
             new = await follow(two, owner)
+            answers.set()
         assert heard == [[]]
         owner.finish()
         assert await read_all(new, len(nar)) == nar

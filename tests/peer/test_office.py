@@ -233,3 +233,37 @@ async def test_who_comes_late_is_told_of_what_is_under_way() -> None:
         asking = late.swarm.sessions_open()[0]
         await until(lambda: not asking.may_hold("0" * 32))
         assert asking.may_hold(record.store_hash)
+
+
+async def test_a_stranger_that_may_have_a_path_costs_us_no_upstream_for_it() -> None:
+    async with office() as place:
+        one, two = await members(place, "one", "two")
+        place.known = lambda peer: False
+        record, nar = make_path("path", BIG)
+        owner = Owner(one, record, nar)
+        please = Please(1, record.store_hash, encode_record(record))
+        assert await one.swarm.look_for(two.peer, please) is None
+        place.known = lambda peer: True
+        assert await one.swarm.look_for(two.peer, please) is not None
+        assert owner.asked == 1
+
+
+async def test_a_cache_tells_members_what_its_upstreams_have() -> None:
+    async with office() as place:
+        one, two = await members(place, "one", "two")
+        record, _ = make_path("path", BIG)
+        asked: list[str] = []
+
+        async def look_up(store_hash: str) -> PathRecord | None:
+            asked.append(store_hash)
+            return record if store_hash == record.store_hash else None
+
+        assert await one.swarm.look_for(two.peer, Please(1, record.store_hash)) is None
+        one.swarm.office.look_up = look_up
+        assert await one.swarm.look_for(two.peer, Please(1, record.store_hash)) == record
+        assert await one.swarm.look_for(two.peer, Please(1, "0" * 32)) is None
+        place.allowed = lambda asker, path: False
+        assert await one.swarm.look_for(two.peer, Please(1, record.store_hash)) is None
+        place.known = lambda peer: False
+        assert await one.swarm.look_for(two.peer, Please(1, record.store_hash)) is None
+        assert asked == [record.store_hash, "0" * 32, record.store_hash]
