@@ -42,7 +42,9 @@ from .trust import trusted_manifest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from .delivery import Deliveries
     from .substituter import Substituter
+    from .upstream import Upstream
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Node:
     keys: KeyRing
     pools: PoolKeeper
     substituter: Substituter | None = None
+    deliveries: Deliveries | None = None
     http_port: int = 0
     upstream_rates: UpstreamRates = field(default_factory=UpstreamRates)
 
@@ -82,10 +85,13 @@ class Node:
         if self.substituter is not None:
             answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
             answer["asked"] = list(self.substituter.asked)
-            upstream_bytes = self.substituter.deliveries.upstream_bytes
             answer |= served_report(
-                self.substituter.served, upstream_bytes, self.swarm.traffic, self.upstream_rates
-            )
+                self.substituter.served, self.substituter.deliveries.upstream_bytes,
+                self.swarm.traffic, self.upstream_rates,
+            )  # fmt: skip
+            transfers += self.upstream_rates.report(now)
+        elif self.deliveries is not None:
+            answer["upstream_bytes"] = self.deliveries.upstream_bytes
             transfers += self.upstream_rates.report(now)
         answer["transfers"] = transfers
         return answer
@@ -137,18 +143,14 @@ async def serve_http(
     running: Node, stopping: trio.Event, listening: Callable[[Node], Awaitable[None]]
 ) -> None:
     """The gateway's HTTP side, until `stopping`; current answers are finished first."""
-    from .breaker import Guarded
     from .server import serve
     from .substituter import Substituter
-    from .upstream import open_cache
 
     config = running.config
-    access = upstream_access(config)
-    upstreams = tuple(Guarded(open_cache(url, access)) for url in config.upstreams)
     substituter = Substituter(
         running.store,
         running.swarm,
-        upstreams,
+        _upstreams(config),
         running.keys,
         _ring(config.publish_keys),
         config.priority,
@@ -162,6 +164,7 @@ async def serve_http(
         ) from error
     port = listeners[0].socket.getsockname()[1]
     running.substituter, running.http_port = substituter, port
+    running.deliveries = substituter.deliveries
     names = {config.http_host, "127.0.0.1", "localhost", "[::1]"}
     hosts = frozenset({f"{name}:{port}" for name in names} | names)
     await listening(running)
@@ -170,6 +173,28 @@ async def serve_http(
         nursery.start_soon(_measure, running, substituter)
         await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
         nursery.cancel_scope.cancel()
+
+
+async def fetch_for_members(
+    running: Node, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The peer's side of upstreams: what a member asks for is fetched once for all, and kept."""
+    from .delivery import Deliveries
+    from .narinfos import Narinfos
+
+    config, swarm = running.config, running.swarm
+    upstreams = _upstreams(config)
+    swarm.office.look_up = Narinfos(upstreams, swarm.policies.admits).look_up
+    running.deliveries = Deliveries(running.store, swarm, upstreams, _ring(config.publish_keys))
+    await running.deliveries.run(task_status)
+
+
+def _upstreams(config: Config) -> tuple[Upstream, ...]:
+    from .breaker import Guarded
+    from .upstream import open_cache
+
+    access = upstream_access(config)
+    return tuple(Guarded(open_cache(url, access)) for url in config.upstreams)
 
 
 def trusted_keys(config: Config) -> KeyRing:

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "peer",
         "an office LAN cache: keeps what passes, serves many, no HTTP",
-        "narswarm peer --seed /ip4/10.0.0.2/tcp/4555/p2p/12D3KooW... --peer 12D3KooW...",
+        "narswarm peer --upstream https://cache.nixos.org --peer 12D3KooW...",
         _peer,
     )
     seed = _add_node(
@@ -116,12 +116,13 @@ def _add_node(
     add("--tokens-file", metavar="FILE", help="bearer tokens for caches: lines of HOST TOKEN")
     add("--tls-roots", metavar="FILE", help="certificate authorities, instead of the machine's")
     add("--block-codec", choices=["zstd", "raw"], help="how blocks are kept (zstd)")
+    if name in ("gateway", "peer"):
+        add("--upstream", action="append", dest="upstreams", metavar="URL",
+            help="an ordinary binary cache, asked for what no peer has")  # fmt: skip
     if name == "gateway":
         add("--http-host", metavar="HOST", help="loopback unless you know why")
         add("--http-port", type=int, metavar="PORT", help="8555; 0 is any")
         add("--priority", type=int, help="in nix-cache-info; lower is asked first")
-        add("--upstream", action="append", dest="upstreams", metavar="URL",
-            help="an ordinary binary cache as the fallback")  # fmt: skip
     elif name == "peer":
         add("--seed", action="append", dest="seeds", metavar="ADDRESS", help="fetch from this seed")
     return node

@@ -21,28 +21,30 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import trio
 
 from chunker.digest import Bytes, ManifestId, NarHash
-from chunker.errors import BlockCorrupt, BlockMissing
+from chunker.errors import BlockCorrupt, BlockMissing, StoreError
 from chunker.manifest import Manifest
 from chunker.rebuild import piece
 from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.errors import PeerError
 from peer.fetch import STUCK_SECONDS_MAX, Fetch
-from peer.growing import Growing
+from peer.growing import Growing, growing_id
+from peer.identity import PeerId
 from peer.office import FIRST_BYTE_SECONDS_MAX
 from peer.swarm import Swarm
 
 from .filling import Filling
 from .offer import is_signed
 from .pump import BodyBroken, Readable
+from .seeding import NO_MANIFEST
 from .signing import KeyRing
-from .sources import UPSTREAM, FetchedSource, FilledSource, Source, SourcedBody
+from .sources import FetchedSource, FilledSource, Source, SourcedBody, Tried
 from .trust import Admitted
 from .upstream import Upstream
 
@@ -55,9 +57,15 @@ SOURCES_SECONDS_MAX = 4.0
 RESCUE_SECONDS = 1.0
 """How long a block that no live peer holds is waited for where an upstream stands by."""
 SHARED_BYTES_MIN = 512 * 1024
-"""Smaller NARs are had from an upstream sooner than it is settled who asks it."""
+"""Smaller NARs are had from our own upstream sooner than it is settled who asks."""
 RATE_BYTES_MIN = 4 * 1024 * 1024
 """Shorter downloads say little about an upstream's rate."""
+RATE_CHANGE_MIN = 4
+"""Smaller changes are not told: who shares a line with others sees many rates."""
+OWNERS_ASKED_MAX = 3
+"""Each may take seconds to say no, and Nix has other substituters."""
+FILLINGS_MAX = 64
+"""At once, for others to begin one more."""
 SHARE_START = 1024
 SHARE_OF_A_PEER = 4
 """An office cache takes so many times the share of a workstation."""
@@ -89,7 +97,9 @@ class Deliveries:
         self._full_until = float("-inf")
         self._wrong: dict[NarHash, float] = {}
         self._begun: dict[NarHash, ManifestId | None] = {}
-        self._fillings: dict[NarHash, Filling] = {}
+        self._fillings: dict[ManifestId, Filling] = {}
+        """By the growing manifest: two paths may have the same NAR and other references."""
+        self._rate = 0
         self._nursery: trio.Nursery | None = None
         if upstreams:
             swarm.office.fetch_for = self.fetch_for
@@ -113,12 +123,21 @@ class Deliveries:
         """None: this NAR cannot be finished here. A range (`ranged`) goes on with what Nix has
         from before, so only from the manifest that the last delivery of the whole began with."""
         record = admitted.record
-        found = await self._choose(record)
-        if found is None:
-            return None
-        manifest, body = found
+        held, whole = await self._held(record)
+        if held is not None and whole is not None:
+            body: Body = _StoredBody(self._store, held, whole)
+            manifest: ManifestId | None = held.manifest
+            source = None
+        else:
+            tried = Tried()
+            source = await self.source(record, tried)
+            if source is None:
+                return None
+            body, manifest = SourcedBody(self, record, source, tried), source.manifest
         if ranged and self._begun.get(record.nar_hash, manifest) != manifest:
             log.warning("%s: no range from another manifest", record.store_path)
+            if source is not None:
+                await source.leave()
             return None
         if len(self._begun) >= BEGUN_MAX:
             self._begun.clear()
@@ -126,47 +145,45 @@ class Deliveries:
             self._begun[record.nar_hash] = manifest
         return body
 
-    async def _choose(self, record: PathRecord) -> tuple[ManifestId | None, Body] | None:
-        """The manifest (None: it grows while it is read) and the body of a delivery."""
-        held, manifest = await self._held(record)
-        if held is not None and manifest is not None:
-            return held.manifest, _StoredBody(self._store, held, manifest)
-        source = await self.source(record, set())
-        if source is None:
-            return None
-        return source.manifest, SourcedBody(self, record, source)
-
-    async def source(self, record: PathRecord, tried: set[str]) -> Source | None:
-        """Where the blocks come from now, without those `tried` in vain, which this adds to."""
-        filling = self._fillings.get(record.nar_hash)
-        if filling is not None and UPSTREAM not in tried:
-            return FilledSource(filling)
+    async def source(self, record: PathRecord, tried: Tried) -> Source | None:
+        """Where the blocks come from now, but for what was `tried`, which this adds to. The caller
+        must `leave` it."""
+        source = await self._behind(self._fillings.get(growing_id(record, self._swarm.me)), tried)
+        if source is not None:
+            return source
         public = is_signed(record, self._publish_keys)
-        fetch = await self._from_peers(record, tried, public)
-        if fetch is not None:
-            return FetchedSource(fetch, self.patience_seconds)
+        source = await self._behind_peers(self._from_peers(record, tried, public))
+        if source is not None:
+            return source
         if trio.current_time() < self._full_until:
             return None  # 404 at once: Nix goes to its next substituter, and costs no upstream
-        office = self._swarm.office
-        turns = office.rank(record) if record.nar_size >= SHARED_BYTES_MIN else [self._swarm.me]
-        for owner in turns or [self._swarm.me]:
+        for owner in self._turns(record, tried):
             if owner == self._swarm.me:
-                source = await self._from_upstream(record, tried)
-                if source is not None:
-                    return source
-            elif owner not in tried:
-                tried.add(owner)
-                fetch = await office.ask(owner, record, public)
-                if fetch is not None:
-                    return FetchedSource(fetch, self.patience_seconds)
+                source = await self._behind(self.fill(record), tried)
+            else:
+                tried.owners.add(owner)
+                asking = self._swarm.office.ask(owner, record, public)
+                source = await self._behind_peers(asking)
+            if source is not None:
+                return source
         return None
+
+    def _turns(self, record: PathRecord, tried: Tried) -> list[PeerId]:
+        """Who should get it from an upstream, best first: ourselves, and a few others."""
+        me = self._swarm.me
+        turns = self._swarm.office.rank(record)
+        if record.nar_size < SHARED_BYTES_MIN:
+            turns.sort(key=lambda owner: owner != me)
+        others = [owner for owner in turns if owner != me and owner not in tried.owners]
+        asked = {*others[:OWNERS_ASKED_MAX], *(() if tried.upstream else (me,))}
+        return [owner for owner in turns if owner in asked]
 
     async def fetch_for(self, record: PathRecord) -> PathRecord | None:
         """For the office (`Office.fetch_for`): the whole, or a growing manifest to follow."""
         held, _ = await self._held(record)
         if held is not None:
             return held
-        if trio.current_time() < self._full_until:
+        if trio.current_time() < self._full_until or len(self._fillings) >= FILLINGS_MAX:
             return None
         filling = self.fill(record)
         if filling is None:
@@ -176,14 +193,20 @@ class Deliveries:
             started = await filling.has_started()
         return filling.growing.record if started else None
 
-    async def _from_upstream(self, record: PathRecord, tried: set[str]) -> Source | None:
-        if UPSTREAM in tried:
+    async def _behind(self, filling: Filling | None, tried: Tried) -> Source | None:
+        """Behind our own download, once bytes come: before that, nobody may have the path."""
+        if filling is None or tried.upstream:
             return None
-        tried.add(UPSTREAM)
-        filling = self.fill(record)
-        if filling is not None and await filling.has_started():
-            return FilledSource(filling)
-        return None
+        tried.upstream = True
+        return FilledSource(filling) if await filling.has_started() else None
+
+    async def _behind_peers(self, opening: Awaitable[Fetch | None]) -> Source | None:
+        try:
+            fetch = await opening
+        except (PeerError, StoreError) as error:
+            log.warning("peers cannot deliver it: %s", error)
+            return None
+        return None if fetch is None else FetchedSource(fetch, self.patience_seconds)
 
     async def _held(self, record: PathRecord) -> tuple[PathRecord | None, Manifest | None]:
         """Our record of it and its manifest, if every block is here."""
@@ -201,41 +224,41 @@ class Deliveries:
             return None
         return manifest
 
-    async def _from_peers(self, record: PathRecord, tried: set[str], public: bool) -> Fetch | None:
+    async def _from_peers(self, record: PathRecord, tried: Tried, public: bool) -> Fetch | None:
         """A fetch that peers cover, of the whole or behind the one who gets it now."""
-        questions = self._swarm.questions
-        try:
-            offers = await questions.find(record.store_hash, SOURCES_SECONDS_MAX, public=public)
-            offers += await questions.please(
-                record.store_hash, SOURCES_SECONDS_MAX, [peer for peer, _ in offers]
-            )
-            offers = [
-                (peer, offer)
-                for peer, offer in offers
-                if offer.nar_hash == record.nar_hash and peer not in tried
-            ]
-            for peer, offer in offers:
-                owner = self._swarm.office.owner_of(offer)
-                if owner is not None and owner not in tried:
-                    tried.update((peer, owner))
-                    return await self._swarm.office.follow(record, owner, public)
-            tried.update(peer for peer, _ in offers)
-            return await Fetch.open(self._swarm, record, offers, public=public)
-        except PeerError as error:
-            log.warning("peers cannot deliver %s: %s", record.store_path, error)
-            return None
+        office, questions = self._swarm.office, self._swarm.questions
+        offers = await questions.find(record.store_hash, SOURCES_SECONDS_MAX, public=public)
+        offers += await questions.please(
+            record.store_hash, SOURCES_SECONDS_MAX, [peer for peer, _ in offers]
+        )
+        offers = [
+            (peer, offer)
+            for peer, offer in offers
+            if offer.nar_hash == record.nar_hash
+            and offer.manifest != NO_MANIFEST
+            and (peer, offer.manifest) not in tried.offers
+        ]
+        tried.offers.update((peer, offer.manifest) for peer, offer in offers)
+        for _, offer in offers:
+            owner = office.owner_of(offer, public)
+            if owner is not None and owner not in tried.owners:
+                tried.owners.add(owner)
+                fetch = await office.follow(record, owner, public)
+                if fetch is not None:
+                    return fetch
+        return await Fetch.open(self._swarm, record, offers, public=public)
 
     # -- what a body under way needs -----------------------------------------------------------
 
     def fill(self, record: PathRecord) -> Filling | None:
         """The running download of this NAR, or a new one; None without upstreams."""
-        filling = self._fillings.get(record.nar_hash)
+        filling = self._fillings.get(growing_id(record, self._swarm.me))
         if filling is None and self._upstreams and self._nursery is not None:
             growing = Growing(record, self._swarm.me)
             office = self._swarm.office
             office.publish(growing)
             filling = Filling(self._store, record, self._upstreams, growing, office.grew)
-            self._fillings[record.nar_hash] = filling
+            self._fillings[growing.id] = filling
             self._nursery.start_soon(self._run_filling, filling)
         return filling
 
@@ -248,11 +271,14 @@ class Deliveries:
                 self._offer_to_fetch(filling.bytes_received / filling.seconds)
             if filling.store_failed:
                 self._full_until = trio.current_time() + FULL_SECONDS
-            del self._fillings[filling.record.nar_hash]
+            del self._fillings[filling.growing.id]
 
     def _offer_to_fetch(self, bytes_per_second: float) -> None:
         """In powers of two, so that members whose links are alike rank alike for long."""
         rate = 1 << max(0, round(math.log2(max(bytes_per_second / 1024, 1))))
+        if self._rate and 1 / RATE_CHANGE_MIN < rate / self._rate < RATE_CHANGE_MIN:
+            return
+        self._rate = rate
         share = SHARE_OF_A_PEER if self._swarm.hello.role == "peer" else 1
         self._swarm.office.offers_to_fetch(rate * share)
 
@@ -263,8 +289,13 @@ class Deliveries:
         record = replace(record, manifest=manifest, manifest_signatures=vouched)
         self._store.put_record(record)
         self._swarm.catalogue.add(record)
-        if self._begun.get(record.nar_hash, manifest) is None and filling.attempts == 1:
-            self._begun[record.nar_hash] = manifest
+        if filling.attempts == 1:
+            self.found_right(record, filling.growing.id, manifest)
+
+    def found_right(self, record: PathRecord, began: ManifestId, final: ManifestId) -> None:
+        """What began under the one manifest goes on under the other: they were seen to agree."""
+        if self._begun.get(record.nar_hash) == began:
+            self._begun[record.nar_hash] = final
 
     def found_wrong(self, record: PathRecord) -> None:
         if len(self._wrong) >= WRONGS_MAX:

@@ -135,6 +135,7 @@ class Filling:
         """To those who read here and those who follow. A second upstream's blocks count from where
         the first one's end; were they others, everybody's SHA-256 would tell."""
         growing = self.growing
+        growing.started = True
         known = len(growing.blocks)
         if len(ingest.blocks) >= known:
             growing.rewrites = ingest.rewrites

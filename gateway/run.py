@@ -18,7 +18,7 @@ from chunker.errors import ChunkerError
 from chunker.record import store_hash
 from peer.errors import CannotListen
 
-from .app import Node, node, serve_http, upstream_access
+from .app import Node, fetch_for_members, node, serve_http, upstream_access
 from .config import Config
 from .errors import ConfigError, GatewayError, UsageError
 from .nixstore import NixStore, PathInfo, resolve
@@ -74,6 +74,8 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         else:
             if config.role == "seed":
                 await _fill_until(stopping, running, options, sign_key)
+            elif config.upstreams:
+                await nursery.start(fetch_for_members, running)
             if not (config.role == "seed" and options.exit):
                 await _say_ready(running)
                 await stopping.wait()

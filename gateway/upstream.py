@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
@@ -106,9 +106,10 @@ class FileCache:
 
     @asynccontextmanager
     async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
-        yield self._pieces(info)
+        async with aclosing(self._pieces(info)) as pieces:
+            yield pieces
 
-    async def _pieces(self, info: Narinfo) -> AsyncIterator[bytes]:
+    async def _pieces(self, info: Narinfo) -> AsyncGenerator[bytes, None]:
         decoder = make_decoder(info.compression, info.nar_size)
         try:
             path = self._directory / unquote(info.url)

@@ -77,7 +77,8 @@ class Answering:
         self.peer = stream.peer
         self.met = False
         """Both sides have said Hello and Show."""
-        self.watches: set[ManifestId] = set()
+        self.watches: dict[ManifestId, None] = {}
+        """The newest last."""
         self.blocks_sent = 0
         self.bytes_sent = 0
         self._stream = stream
@@ -88,6 +89,7 @@ class Answering:
         self._restated: set[ManifestId] = set()
         self._told: dict[ManifestId, _Told] = {}
         self._grew: set[ManifestId] = set()
+        self._hello_due = False
         self._news_event = trio.Event()
         self._telling = Telling()
         self._telling_event = trio.Event()
@@ -149,6 +151,11 @@ class Answering:
     def grew(self, manifest: ManifestId) -> None:
         """A watched growing manifest of ours has news."""
         self._grew.add(manifest)
+        self._news_event.set()
+
+    def say_hello(self) -> None:
+        """What our Hello says has changed."""
+        self._hello_due = True
         self._news_event.set()
 
     def restate(self, manifest: ManifestId) -> None:
@@ -270,10 +277,15 @@ class Answering:
     async def _watch(self, message: Watch) -> None:
         record = self._library.catalogue.may_read(self.peer, message.manifest)
         manifest = self._library.load_manifest(message.manifest) if record is not None else None
-        if record is None or manifest is None or len(self.watches) >= WATCHES_MAX:
+        if record is None or manifest is None:
             await self._say(Refuse(message.request, "not-here", ()))
             return
-        self.watches.add(message.manifest)
+        self._told.pop(message.manifest, None)  # who watches anew begins anew
+        self.watches[message.manifest] = None
+        if len(self.watches) > WATCHES_MAX:
+            oldest = next(iter(self.watches))
+            del self.watches[oldest]
+            self._told.pop(oldest, None)
         self._library.watched(self.peer, record)
         await self._say_growth(message.manifest)
         await self._say_have(message.manifest, manifest)
@@ -281,7 +293,9 @@ class Answering:
     async def _say_growth(self, wanted: ManifestId) -> None:
         """What is new of a growing manifest; at least once a second that bytes come."""
         growing = self._library.grows(wanted)
-        if growing is None:
+        if growing is None or wanted not in self.watches:
+            return
+        if growing.state is Growth.GROWING and not growing.started:
             return
         told = self._told.setdefault(wanted, _Told())
         while not told.over:
@@ -318,6 +332,9 @@ class Answering:
             untold, self._untold = self._untold, []
             for message in untold:
                 await self._say(message)
+            hello_due, self._hello_due = self._hello_due, False
+            if hello_due:
+                await self._say(self._library.hello)
             grew, self._grew = self._grew, set()
             for manifest in sorted(grew):
                 await self._say_growth(manifest)

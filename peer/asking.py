@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -232,7 +233,9 @@ class Asking:
             and 0 < -message.request % 2**32 <= self._request
         ):
             return  # we waited for it no longer
-        if isinstance(message, SummaryPart | SummaryDelta):
+        if isinstance(message, Hello):
+            self.their = replace(self.their, fetches=message.fetches)  # all else is for good
+        elif isinstance(message, SummaryPart | SummaryDelta):
             if not self._heard.hear(message):
                 self.get_summary()
         elif isinstance(message, Refuse) and self._heard.refused(message.request):

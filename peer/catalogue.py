@@ -52,6 +52,8 @@ class Catalogue:
         self._by_salted: dict[bytes, str] = {}
         self._by_manifest: dict[ManifestId, set[str]] = {}
         self._under_way: dict[ManifestId, PathRecord] = {}
+        self._under_way_of: dict[str, tuple[PathRecord, ...]] = {}
+        """By store hash; tuples, for threads read them."""
         self._audience = audience
         self._audiences: dict[str, Hashable] = {}
         self._listeners: set[Listener] = set()
@@ -92,12 +94,20 @@ class Catalogue:
         """A NAR of which blocks are here and more come: it is served from the first block on.
         Whole ones go before it in `look_up`. Call `end` when its blocks are offered no more."""
         self._under_way[record.manifest] = record
+        others = self._under_way_of.get(record.store_hash, ())
+        others = tuple(other for other in others if other.manifest != record.manifest)
+        self._under_way_of[record.store_hash] = (*others, record)
         self._by_salted[salted(self.salt, record.store_hash)] = record.store_hash
         self._tell(record, held=True)
 
     def end(self, manifest: ManifestId) -> None:
         record = self._under_way.pop(manifest, None)
-        if record is None or self._begun(record.store_hash) is not None:
+        if record is None:
+            return
+        others = self._under_way_of.pop(record.store_hash)
+        left = tuple(other for other in others if other.manifest != manifest)
+        if left:
+            self._under_way_of[record.store_hash] = left
             return
         if self._store.record(record.store_hash) is None:
             self._by_salted.pop(salted(self.salt, record.store_hash), None)
@@ -113,8 +123,7 @@ class Catalogue:
         return record
 
     def _begun(self, store_hash: str) -> PathRecord | None:
-        found = (r for r in self._under_way.values() if r.store_hash == store_hash)
-        return next(found, None)
+        return next(iter(self._under_way_of.get(store_hash, ())), None)
 
     def may_read(self, asker: PeerId, manifest: ManifestId) -> PathRecord | None:
         """A record through which `asker` may have this manifest and its blocks, or None."""
@@ -138,7 +147,7 @@ class Catalogue:
             audience = self._audiences.get(store_hash)
             verdict = None if audience is None else verdicts.get(audience)
             if verdict is None:
-                record = self._store.record(store_hash)
+                record = self._store.record(store_hash) or self._begun(store_hash)
                 if record is None:
                     continue
                 audience = self._audience(record)

@@ -1,4 +1,4 @@
-"""What the exchange wants done: values for the shell to carry out, in order."""
+"""What the exchange wants done: frozen values, carried out by the swarm in order."""
 
 from __future__ import annotations
 

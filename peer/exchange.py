@@ -33,13 +33,11 @@ from chunker.errors import BlockCorrupt
 from .effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
 from .identity import PeerId
 from .messages import WANT_INDEXES_MAX, Urgency
-from .picker import Download, Flight, choose, second_holder
+from .picker import Download, Flight, choose, is_stuck, second_holder
 from .standing import Standing
 
 NEWS_MAX = 64
 """That many blocks are looked at by themselves; beyond, the whole download is."""
-FELLOW_SECONDS_MAX = 3.0
-"""How long a fellow that says nothing is hoped for."""
 
 
 class Exchange:
@@ -99,6 +97,10 @@ class Exchange:
         download.blocks += blocks
         download.lengths += lengths
         download.whole = whole
+        if whole:
+            download.blocks_max = len(download.blocks)
+            for state in self._peers.values():
+                state.holds_at_most(manifest, download.blocks_max)
         for index in missing:
             wanted = download.blocks[index]
             download.missing.add(index)
@@ -114,14 +116,15 @@ class Exchange:
             return []
         for index in sorted(download.missing):
             self._unwant(download.blocks[index], manifest, index)
-        cancels: list[Effect] = []
+        ended: dict[tuple[PeerId, int], list[int]] = {}
         for wanted in list(self._flights):
             if wanted not in self._wanted:
-                cancels += [SendCancel(f.peer, f.request) for f in self._land(wanted)]
+                for flight in self._land(wanted):
+                    ended.setdefault((flight.peer, flight.request), []).append(flight.index)
         for peer in self._peers.values():
             peer.holds.pop(manifest, None)
             peer.filling.discard(manifest)
-        return list(dict.fromkeys(cancels)) + self._fill(now)
+        return [self._cancel(*place, indexes) for place, indexes in ended.items()] + self._fill(now)
 
     def moved(self, now: float, manifest: ManifestId, cursor: int) -> list[Effect]:
         """The reader waits for block `cursor`."""
@@ -302,6 +305,12 @@ class Exchange:
                 self._downloads[manifest].open.add(index)
         return ended
 
+    def _cancel(self, peer: PeerId, request: int, indexes: list[int]) -> Effect:
+        """All of a request, unless another download waits for a block of it."""
+        state = self._peers[peer]
+        waits = any(number == request for number, _ in (*state.owed, *state.spare))
+        return SendCancel(peer, request, tuple(indexes) if waits else ())
+
     def _got(self, wanted: BlockId) -> list[tuple[ManifestId, int]]:
         places = self._wanted.pop(wanted, [])
         for manifest, index in places:
@@ -344,10 +353,8 @@ class Exchange:
         downloads = self._downloads.values() if only is None else (only,)
         for download in downloads:
             manifest = download.manifest
-            asked = self._peers if peers is None else peers
-            for index, name, urgency in choose(
-                now, self._me, download, self._peers, asked, indexes
-            ):
+            chosen = choose(now, self._me, download, self._peers, peers, indexes)
+            for index, name, urgency in chosen:
                 key = name, manifest, urgency
                 if key not in batches or len(batches[key][1]) >= WANT_INDEXES_MAX:
                     if key in batches:
@@ -357,7 +364,11 @@ class Exchange:
                 request, batch = batches[key]
                 self._ask(now, download, index, name, request, urgency is Urgency.SPARE)
                 batch.append(index)
-            if download.missing and not download.stuck_said and self._is_stuck(now, download):
+            if (
+                download.missing
+                and not download.stuck_said
+                and is_stuck(now, download, self._peers)
+            ):
                 download.stuck_said = True
                 stuck.append(Stuck(manifest))
         return effects + [_want(key, *batch) for key, batch in batches.items()] + stuck
@@ -378,23 +389,6 @@ class Exchange:
                     SendWant(found[0], self._request, download.manifest, (index,), Urgency.SOON)
                 )
         return effects
-
-    def _is_stuck(self, now: float, download: Download) -> bool:
-        """No holder of a missing block, and nobody who may become one: an owner that still fills,
-        or a fellow of whom was heard lately (fellows that all lack a block wait for each other)."""
-        if len(download.open) < len(download.missing):
-            return False
-        for name, state in self._peers.items():
-            held = state.holds.get(download.manifest)
-            if held is None:
-                continue
-            if not download.missing.isdisjoint(held):
-                return False
-            if download.manifest in state.filling and (
-                name == download.source or now - state.told < FELLOW_SECONDS_MAX
-            ):
-                return False
-        return True
 
 
 def _want(key: tuple[PeerId, ManifestId, Urgency], request: int, indexes: list[int]) -> SendWant:

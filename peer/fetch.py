@@ -127,9 +127,9 @@ class Fetch:
         """Whether every missing block has a source; one that has none in time and nobody reads is
         closed."""
         with trio.move_on_after(COVER_SECONDS_MAX):
-            while not self._swarm.covered(self) and not self.failed:
+            while not self._swarm.exchange.covered(self.id) and not self.failed:
                 await self._change.park()
-        if self._swarm.covered(self) and not self.failed:
+        if self._swarm.exchange.covered(self.id) and not self.failed:
             return True
         if self.readers == 0:
             await self.close()

@@ -45,5 +45,5 @@ class Fetchers:
 
 def _score(nar_hash: NarHash, peer: PeerId, share: int) -> float:
     digest = blake3.blake3(nar_hash + peer.encode()).digest()
-    chance = (int.from_bytes(digest[:8], "big") + 1) / (2**64 + 1)
+    chance = ((int.from_bytes(digest[:8], "big") >> 12) + 0.5) / 2**52  # never 0, never 1
     return -share / math.log(chance)

@@ -3,6 +3,7 @@
     the owner's Grown --> more blocks to fetch, from the owner and from all who follow it too
     no sign of the owner for OWNER_SECONDS_MAX, or it failed, or it left --> NotHere: the reader
         goes on behind another source, at the same block, for the same NAR gives the same blocks
+    no word of the owner in FIRST_WORD_SECONDS_MAX --> nothing to follow
     the reader waits for one block for STARVED_SECONDS_MAX --> NotHere: nobody starves behind others
 
 When the NAR is whole here, its manifest comes from the owner; if that is gone, or sends another
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from chunker.digest import Bytes, ManifestId
-from chunker.errors import BlockCorrupt, BlockMissing, ChunkerError
+from chunker.errors import BlockCorrupt, BlockMissing, NarError, NarMismatch
 from chunker.ingest import Ingest
 from chunker.record import PathRecord
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FIRST_WORD_SECONDS_MAX = 3.0
 OWNER_SECONDS_MAX = 5.0
 STARVED_SECONDS_MAX = 20.0
 FINAL_SECONDS_MAX = 2.0
@@ -47,24 +49,49 @@ class Following(Fetch):
         super().__init__(swarm, growing.record, growing, [growing.owner], public)
         self.growing = growing
         self._heard = trio.current_time()
+        self._is_alive = False
 
     @classmethod
-    async def follow(cls, swarm: Swarm, record: PathRecord, owner: PeerId, public: bool) -> Fetch:
-        """Joins the one that is under way, if there is one behind this owner."""
+    async def follow(
+        cls, swarm: Swarm, record: PathRecord, owner: PeerId, public: bool
+    ) -> Fetch | None:
+        """Joins the one that is under way, if there is one behind this owner. None where the owner
+        does not say that bytes come."""
         growing = Growing(record, owner)
-        running = swarm.fetches.get(growing.id)
-        if running is not None and not running.failed:
-            return running
-        following = cls(swarm, growing, public)
-        swarm.fetches[growing.id] = following
-        swarm.office.keep(growing)
+        following = swarm.fetches.get(growing.id)
+        if following is not None and following.failed:
+            await swarm.end(following)  # a reader that has not left it yet will
+            following = swarm.fetches.get(growing.id)
+        if following is None:
+            following = cls(swarm, growing, public)
+            swarm.fetches[growing.id] = following
+            swarm.office.keep(growing)
+            try:
+                await swarm.begin(following, ())
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await following.close()
+                raise
+        assert isinstance(following, Following)
+        return await following._is_promised()
+
+    async def _is_promised(self) -> Following | None:
         try:
-            await swarm.begin(following, ())
-        except BaseException:
+            with trio.move_on_after(FIRST_WORD_SECONDS_MAX):
+                while not self._is_alive and not self.failed:
+                    await self._change.park()
+            if self._is_alive and not self.failed:
+                return self
+        except trio.Cancelled:
             with trio.CancelScope(shield=True):
-                await following.close()
+                await self._close_unread()
             raise
-        return following
+        await self._close_unread()
+        return None
+
+    async def _close_unread(self) -> None:
+        if self.readers == 0:
+            await self.close()
 
     @property
     def owner(self) -> PeerId:
@@ -95,10 +122,11 @@ class Following(Fetch):
 
     async def grown(self, message: Grown) -> tuple[range, list[int]]:
         """(the indexes that are new, those of them that are not here). Raises RemoteError."""
-        self._heard = trio.current_time()
         held = await trio.to_thread.run_sync(self._swarm.store.has, message.blocks)
         new = self.growing.apply(message)
-        missing = [index for index, here in zip(new, held, strict=False) if not here]
+        if message.first <= new.start <= message.first + len(message.blocks):
+            self._heard, self._is_alive = trio.current_time(), True
+        missing = [index for index in new if not held[index - message.first]]
         self._missing.update(missing)
         if self.growing.state is Growth.FAILED:
             self.fail(f"{self.owner} could not get {self.record.store_path}")
@@ -110,14 +138,28 @@ class Following(Fetch):
         with trio.move_on_after(FINAL_SECONDS_MAX):
             while self.growing.state is Growth.GROWING and not self.failed:
                 await self._change.park()
+        found = await self._from_owner()
+        if found is None:
+            await self.check()
+        else:
+            await self._keep(*found)
+
+    async def check(self) -> None:
+        """SHA-256 over the NAR, which gives the manifest too. Raises NotHere, and blames."""
         try:
-            found = await self._from_owner()
-            if found is None:
-                found = await trio.to_thread.run_sync(self._derive)
-        except (ChunkerError, NotHere) as error:
-            log.warning("%s is not kept: %s", self.record.store_path, error)
-            return
-        final, encoded = found
+            found = await trio.to_thread.run_sync(self._derive)
+        except (NarMismatch, NarError) as error:
+            self.blame()
+            raise NotHere(f"{self.owner} tells lies of {self.record.store_path}") from error
+        await self._keep(*found)
+
+    def blame(self) -> None:
+        """Only the owner: others told of what they have."""
+        self.fail("it is not what was signed")
+        self._swarm.questions.blame(self.owner, self.id)
+        self._swarm.office.lost(self.owner)
+
+    async def _keep(self, final: ManifestId, encoded: bytes) -> None:
         self.record = replace(self.record, manifest=final)
         await trio.to_thread.run_sync(self._mark, final, encoded)
         self._swarm.catalogue.add(self.record)
@@ -128,7 +170,11 @@ class Following(Fetch):
             return None
         record = replace(self.record, manifest=final)
         got = await self._swarm.questions.get_manifest(record, [self.owner])
-        if got is None or list(got[0].blocks) != self.growing.blocks:
+        if got is None:
+            return None
+        manifest, growing = got[0], self.growing
+        # The bytes that were seen to be right came from what the owner told as it grew.
+        if list(manifest.blocks) != growing.blocks or manifest.rewrites != growing.rewrites:
             return None
         return final, got[1]
 

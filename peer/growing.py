@@ -25,6 +25,7 @@ from chunker.references import NEEDLE_BYTES, Rewrites, needles_digest
 from .errors import RemoteError
 from .identity import PeerId
 from .messages import SEGMENT_BLOCKS_MAX, Grown, Growth
+from .wire import MANIFEST_BYTES_MAX
 
 TAG = b"narswarm-growing-1"
 SEGMENT_REWRITES_MAX = 32 * 1024
@@ -53,8 +54,11 @@ class Growing:
         self.offsets: list[int] = []
         self.rewrites = Rewrites(array("Q"), array("I"))
         self.state = Growth.GROWING
+        self.started = False
+        """The owner has bytes from an upstream; before that it promises nothing."""
         self.final: ManifestId | None = None
         self.bytes_known = 0
+        self._told_bytes = 0
 
     def extend(self, blocks: Sequence[BlockId], lengths: Sequence[int]) -> None:
         for length in lengths:
@@ -87,47 +91,51 @@ class Growing:
         )
 
     def apply(self, grown: Grown) -> range:
-        """The indexes that are new. Raises RemoteError for what cannot be part of this NAR."""
-        first, count = grown.first, len(grown.blocks)
-        if first > len(self.blocks) or self.state is not Growth.GROWING:
-            raise RemoteError(f"{self.owner} sent a segment out of order")
-        if first < len(self.blocks):
-            return range(0)  # said before, to an older session
-        size = sum(grown.lengths)
-        whole = grown.state is Growth.WHOLE
+        """The indexes that are new: none of a segment that does not go on where we are, for it
+        answers an older Watch. Raises RemoteError for what cannot be part of this NAR."""
+        first, known = grown.first, len(self.blocks)
+        if self.state is not Growth.GROWING or not first <= known <= first + len(grown.blocks):
+            return range(known, known)
+        begin, said = self._offset(first), known - first
+        end, whole = begin + sum(grown.lengths), grown.state is Growth.WHOLE
         wrong = (
-            any(not 0 < length <= BLOCK_BYTES_MAX for length in grown.lengths)
+            list(grown.blocks[:said]) != self.blocks[first:]
+            or list(grown.lengths[:said]) != list(self.lengths[first:])
+            or any(not 0 < length <= BLOCK_BYTES_MAX for length in grown.lengths)
             or any(length < BLOCK_BYTES_MIN for length in grown.lengths[: -1 if whole else None])
-            or self.bytes_known + size > self.nar_size
-            or (whole and self.bytes_known + size != self.nar_size)
+            or end > self.nar_size
+            or (whole and end != self.nar_size)
         )
-        if wrong:
+        self._told_bytes += len(grown.blocks) * (DIGEST_BYTES + 4) + len(grown.rewrites)
+        if wrong or self._told_bytes > MANIFEST_BYTES_MAX:
             raise RemoteError(f"{self.owner} sent blocks that do not add up to the NAR")
-        self._take_rewrites(grown.rewrites, size)
-        self.extend(grown.blocks, grown.lengths)
+        self._take_rewrites(grown.rewrites, begin, end)
+        self.extend(grown.blocks[said:], grown.lengths[said:])
         self.state = grown.state
         if whole:
             self.final = ManifestId(grown.final) if len(grown.final) == DIGEST_BYTES else None
-        return range(first, first + count)
+        return range(known, len(self.blocks))
 
-    def _take_rewrites(self, encoded: bytes, size: int) -> None:
+    def _take_rewrites(self, encoded: bytes, begin: int, end: int) -> None:
+        """Those of the bytes from `begin` to `end`, of which some may be known."""
         try:
             rewrites = Rewrites.decode(encoded)
         except ValueError as error:
             raise RemoteError(f"{self.owner} sent rewrites that make no sense: {error}") from error
-        if not len(rewrites):
+        new = bisect_left(rewrites.offsets, self.bytes_known - begin)
+        if new == len(rewrites):
             return
-        last = self.rewrites.offsets[-1] + NEEDLE_BYTES if len(self.rewrites) else 0
+        free = self.rewrites.offsets[-1] + NEEDLE_BYTES if len(self.rewrites) else 0
+        last = begin + rewrites.offsets[-1]
         if (
             max(rewrites.indexes) >= len(self.record.needles)
-            or rewrites.offsets[-1] >= size
-            or self.bytes_known + rewrites.offsets[0] < last
-            or self.bytes_known + rewrites.offsets[-1] + NEEDLE_BYTES > self.nar_size
+            or begin + rewrites.offsets[new] < free
+            or last >= end
+            or last + NEEDLE_BYTES > self.nar_size
         ):
             raise RemoteError(f"{self.owner} sent rewrites that lie outside of their blocks")
-        base = self.bytes_known
-        self.rewrites.offsets.extend(base + offset for offset in rewrites.offsets)
-        self.rewrites.indexes.extend(rewrites.indexes)
+        self.rewrites.offsets.extend(begin + offset for offset in rewrites.offsets[new:])
+        self.rewrites.indexes.extend(rewrites.indexes[new:])
 
     def _offset(self, index: int) -> int:
         return self.offsets[index] if index < len(self.offsets) else self.bytes_known

@@ -77,6 +77,11 @@ class Inbound:
             if manifest in session.watches:
                 session.grew(manifest)
 
+    def say_hello(self) -> None:
+        """What our Hello says has changed: who knows us is told."""
+        for session in self.met():
+            session.say_hello()
+
     def count_sent(self) -> None:
         for session in self._sessions:
             self._count(session)

@@ -41,14 +41,18 @@ FIRST_BYTE_SECONDS_MAX = 3.0
 """How long a member may take until bytes come from its upstream; then the next one is asked."""
 GROWINGS_KEPT_MAX = 512
 """Growing manifests that peers may still ask blocks of, also after they are whole."""
+GROWN_BLOCKS_KEPT_MAX = 256 * 1024
+"""In all of them; 100 bytes each. What still grows counts, and is kept in any case."""
 
 
 class Office:
     """`fetch_for` is set by the layer above where this process has upstreams: it begins to fetch
-    what the record describes, and returns what others may follow or have, or None."""
+    what the record describes, and returns what others may follow or have, or None. `look_up` is
+    set where it also tells members what its upstreams say of a store hash."""
 
     def __init__(self, swarm: Swarm) -> None:
         self.fetch_for: Callable[[PathRecord], Awaitable[PathRecord | None]] | None = None
+        self.look_up: Callable[[str], Awaitable[PathRecord | None]] | None = None
         self._swarm = swarm
         self._fetchers = Fetchers()
         self._kept: OrderedDict[ManifestId, Growing] = OrderedDict()
@@ -56,8 +60,10 @@ class Office:
     # -- whose turn it is -----------------------------------------------------------------------
 
     def offers_to_fetch(self, rate: int) -> None:
-        """From now on; `rate`, in KiB/s, is the share that we take."""
+        """From now on; `rate`, in KiB/s, is the share that we take. All must rank alike, so those
+        who know us are told."""
         self._swarm.hello = replace(self._swarm.hello, fetches=rate)
+        self._swarm.inbound.say_hello()
 
     def rank(self, record: PathRecord) -> list[PeerId]:
         """Who should fetch it, best first; we are in it if we can."""
@@ -73,6 +79,8 @@ class Office:
     async def ask(self, owner: PeerId, record: PathRecord, public: bool) -> Fetch | None:
         """Let `owner` fetch it; None where it does not."""
         swarm = self._swarm
+        if swarm.questions.is_blamed(owner, growing_id(record, owner)):
+            return None
         asking = next((a for a in swarm.sessions_open() if a.peer == owner), None)
         found = None
         if asking is not None:
@@ -90,13 +98,20 @@ class Office:
             return await Following.follow(swarm, record, owner, public)
         return await Fetch.open(swarm, record, [(owner, found)], public=public)
 
-    async def follow(self, record: PathRecord, owner: PeerId, public: bool) -> Fetch:
+    async def follow(self, record: PathRecord, owner: PeerId, public: bool) -> Fetch | None:
         return await Following.follow(self._swarm, record, owner, public)
 
-    def owner_of(self, offer: PathRecord) -> PeerId | None:
-        """Who makes this manifest, if it is one that grows and its owner is connected."""
-        peers = self._swarm.sessions()
-        return next((peer for peer in peers if growing_id(offer, peer) == offer.manifest), None)
+    def owner_of(self, offer: PathRecord, public: bool) -> PeerId | None:
+        """Who makes this manifest, if it is one that grows and its owner is connected and may be
+        asked, and did not lie about it."""
+        swarm = self._swarm
+        for peer in swarm.sessions():
+            if growing_id(offer, peer) == offer.manifest:
+                asked = public or swarm.policies.knows(peer)
+                return (
+                    peer if asked and not swarm.questions.is_blamed(peer, offer.manifest) else None
+                )
+        return None
 
     def lost(self, owner: PeerId) -> None:
         """It began, and did not go on."""
@@ -105,9 +120,14 @@ class Office:
     # -- what we fetch for others ---------------------------------------------------------------
 
     async def look_for(self, asker: PeerId, message: Please) -> PathRecord | None:
-        """Somebody says Please with a record."""
+        """Somebody says Please: with a record, to have the NAR fetched, else to have it found."""
         swarm = self._swarm
-        if self.fetch_for is None or not message.record or not swarm.policies.knows(asker):
+        if not swarm.policies.knows(asker):
+            return None
+        if not message.record:
+            found = await self.look_up(message.store_hash) if self.look_up is not None else None
+            return found if found is not None and self._is_for(asker, found) else None
+        if self.fetch_for is None:
             return None
         try:
             record = decode_record(message.record)
@@ -115,23 +135,44 @@ class Office:
             raise RemoteError(f"{asker} sent a bad path record: {error}") from error
         if record.store_hash != message.store_hash:
             raise RemoteError(f"{asker} asks for another path than it says")
-        if not swarm.policies.admits(record) or not swarm.catalogue.may_have(asker, record):
-            return None
-        return await self.fetch_for(record)
+        return await self.fetch_for(record) if self._is_for(asker, record) else None
+
+    def _is_for(self, asker: PeerId, record: PathRecord) -> bool:
+        swarm = self._swarm
+        return swarm.policies.admits(record) and swarm.catalogue.may_have(asker, record)
 
     def publish(self, growing: Growing) -> None:
         self.keep(growing)
 
     def grew(self, growing: Growing) -> None:
-        """More of it is here, or it is over."""
+        """More of it is here, or it is over. One that failed is offered no more, and kept only for
+        those who are to be told."""
+        if growing.state is Growth.FAILED and self._kept.get(growing.id) is growing:
+            self._swarm.catalogue.end(growing.id)
         self._swarm.inbound.grew(growing.id)
 
     def keep(self, growing: Growing) -> None:
         self._kept[growing.id] = growing
         self._swarm.catalogue.begin(growing.record)
-        while len(self._kept) > GROWINGS_KEPT_MAX:
-            wanted, _ = self._kept.popitem(last=False)
-            self._swarm.catalogue.end(wanted)
+        self._kept.move_to_end(growing.id)
+        blocks = sum(len(kept.blocks) for kept in self._kept.values())
+        for old in list(self._kept.values()):
+            if len(self._kept) <= GROWINGS_KEPT_MAX and blocks <= GROWN_BLOCKS_KEPT_MAX:
+                return
+            if old.state is not Growth.GROWING:
+                blocks -= len(old.blocks)
+                self._drop(old)
+
+    def end(self, fetch: Fetch) -> None:
+        """Followed no more. If the whole is here, fellows may go on having blocks of it; else it
+        is offered no longer."""
+        if isinstance(fetch, Following) and fetch.record.manifest == fetch.id:
+            self._drop(fetch.growing)
+
+    def _drop(self, growing: Growing) -> None:
+        if self._kept.get(growing.id) is growing:
+            del self._kept[growing.id]
+            self._swarm.catalogue.end(growing.id)
 
     def load(self, wanted: ManifestId) -> Growing | None:
         return self._kept.get(wanted)
@@ -148,13 +189,16 @@ class Office:
         if not isinstance(following, Following) or following.owner != peer:
             return []
         new, missing = await following.grown(message)
+        if self._swarm.fetches.get(message.manifest) is not following:
+            return []  # it was given up meanwhile, and perhaps begun anew
+        following.heard_of_holder()
         growing, exchange, now = following.growing, self._swarm.exchange, trio.current_time()
-        effects = exchange.grow(
+        effects = exchange.has(now, peer, growing.id, new)  # what it tells of it has
+        return effects + exchange.grow(
             now, growing.id,
             growing.blocks[new.start : new.stop], growing.lengths[new.start : new.stop],
             missing, whole=growing.state is Growth.WHOLE,
         )  # fmt: skip
-        return effects + exchange.has(now, peer, growing.id, new)  # what it tells of it has
 
     def gone(self, peer: PeerId) -> None:
         """Its session is over: who follows it must find another source."""

@@ -62,6 +62,8 @@ class PullThrough:
         swarm, wanted = self._swarm, record.manifest
         if not swarm.policies.pulls_through or len(self.pulling) >= PULLS_MAX:
             return False
+        if swarm.office.load(wanted) is not None:
+            return False  # it grows: somebody gets it as it is
         if wanted in self.pulling or wanted in swarm.fetches or swarm.store.is_verified(wanted):
             return False
         self.pulling.add(wanted)

@@ -118,7 +118,8 @@ class Sending:
     def _read(self, due: Due) -> Message:
         manifest = self._load(due.manifest)
         try:
-            if manifest is None:
+            # One that grows anew may know less than the one that was asked for.
+            if manifest is None or due.index >= len(manifest.blocks):
                 return Refuse(due.request, "not-here", (due.index,))
             block = self._store.get(manifest.blocks[due.index])
         except (BlockMissing, BlockCorrupt):

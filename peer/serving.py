@@ -108,6 +108,8 @@ class Serving:
 class _Session:
     serving: Serving
     had_bytes: int = 0
+    waits: bool = False
+    """It wanted something when we looked last."""
     turn_bytes: int = TURN_BYTES_START
     turns: list[float] = field(default_factory=list)
     """When those under way began."""
@@ -122,16 +124,14 @@ class Uplink:
         self._firm = float("-inf")
 
     def join(self, session: int, serving: Serving) -> None:
-        """A new one is as well served as the one that had least: it does not catch up."""
-        least = min((state.had_bytes for state in self._sessions.values()), default=0)
-        self._sessions[session] = _Session(serving, least)
+        self._sessions[session] = _Session(serving)
 
     def leave(self, session: int) -> None:
         self._sessions.pop(session, None)
 
     def next(self, now: float) -> tuple[int, list[Due]] | None:
         """(session, what to send it now); tell `over` when it is sent."""
-        waiting = {n: state for n, state in self._sessions.items() if len(state.serving)}
+        waiting = self._waiting()
         running = sum(self._running(now, state) for state in self._sessions.values())
         if not waiting or running >= TURNS_MAX:
             return None
@@ -175,6 +175,20 @@ class Uplink:
             state.turn_bytes = min(2 * state.turn_bytes, TURN_BYTES_MAX)
         elif seconds > TURN_SECONDS_HIGH:
             state.turn_bytes = max(state.turn_bytes // 2, TURN_BYTES_MIN)
+
+    def _waiting(self) -> dict[int, _Session]:
+        """Who wants something. Whoever did not a moment ago, or is new, is as well served as the
+        one of the others that had least: it does not catch up."""
+        busy = [s.had_bytes for s in self._sessions.values() if s.waits or s.turns]
+        waiting = {}
+        for number, state in self._sessions.items():
+            wants = len(state.serving) > 0
+            if wants and not state.waits and not state.turns:
+                state.had_bytes = max(state.had_bytes, min(busy, default=0))
+            state.waits = wants
+            if wants:
+                waiting[number] = state
+        return waiting
 
     def _running(self, now: float, state: _Session) -> int:
         return sum(now - began < TURN_SECONDS_MAX for began in state.turns)

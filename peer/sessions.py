@@ -54,8 +54,7 @@ RECEIVE_BYTES = 1024 * 1024
 SEND_BYTES_MAX = OUTGOING_BYTES_MAX + FRAME_BYTES_MAX + CONTROL_BYTES_MAX + 2 * HEADER.size
 TICK_SECONDS = 5.0
 UNSENT_BYTES = 64 * 1024
-"""In the kernel, beyond which more is not handed to it: what waits there waits in the order of
-yesterday's decisions."""
+"""In the kernel; more waits here, where its order can still change."""
 CLOSE_SECONDS_MAX = 1.0
 DRAIN_SECONDS_MAX = 1.0
 READ_BYTES = 64 * 1024
@@ -278,8 +277,7 @@ class FastConnection(IMuxedConn):
         await self._drained.park()
 
     async def drained(self) -> None:
-        """Until all but UNSENT_BYTES is on the wire, the connection is over, or the peer does not
-        read for a second."""
+        """Until all but UNSENT_BYTES is on the wire, or it is no use to wait for that."""
         while self.machine.has_outgoing or self._sends:
             if self.is_closed:
                 return

@@ -73,6 +73,11 @@ class Standing:
     def free_spare(self) -> int:
         return self.depth_blocks - len(self.spare)
 
+    def holds_at_most(self, manifest: ManifestId, blocks: int) -> None:
+        """It is known now how many there are."""
+        if isinstance(held := self.holds.get(manifest), set):
+            self.holds[manifest] = {index for index in held if index < blocks}
+
     def rests(self, now: float) -> bool:
         return now < self.rests_until
 

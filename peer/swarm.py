@@ -32,7 +32,7 @@ from .fetch import Fetch
 from .growing import Growing, blocks_max
 from .identity import Address, PeerId
 from .inbound import Inbound
-from .introductions import Introductions, Session
+from .introductions import Introductions
 from .keeping import Keeping
 from .library import Library
 from .messages import (
@@ -93,7 +93,7 @@ class Swarm(Library):
         self.policies = policies
         self.introductions = introductions or Introductions(Membership(transport.peer), lambda: 0.0)
         self.introductions.listens = transport.addresses
-        self.introductions.sessions = self._met
+        self.introductions.sessions = lambda: (*self._asking.values(), *self.inbound.met())
         self._transport = transport
         self.me = transport.peer
         self.exchange = Exchange(transport.peer)
@@ -171,18 +171,20 @@ class Swarm(Library):
             self._watch(peer, fetch.id)
 
     async def end(self, fetch: Fetch) -> None:
-        if self.fetches.pop(fetch.id, None) is not None:
-            self.traffic.end(fetch.id)
-            await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
-            if not isinstance(fetch.manifest, Growing):
-                self.catalogue.end(fetch.id)
-            self.restate(fetch.id)
+        if self.fetches.get(fetch.id) is not fetch:
+            return
+        del self.fetches[fetch.id]
+        self.traffic.end(fetch.id)
+        effects = self.exchange.stop(trio.current_time(), fetch.id)
+        if isinstance(fetch.manifest, Growing):
+            self.office.end(fetch)
+        else:
+            self.catalogue.end(fetch.id)
+        self.restate(fetch.id)
+        await self._carry_out(effects)
 
     async def reading(self, fetch: Fetch, index: int) -> None:
         await self._carry_out(self.exchange.moved(trio.current_time(), fetch.id, index))
-
-    def covered(self, fetch: Fetch) -> bool:
-        return self.exchange.covered(fetch.id)
 
     # -- Library -----------------------------------------------------------------------------
 
@@ -231,9 +233,6 @@ class Swarm(Library):
             and not self.exchange.is_banned(peer)
             and (self.policies.asks(peer) or self._may_meet(peer))
         )
-
-    def _met(self) -> tuple[Session, ...]:
-        return (*self._asking.values(), *self.inbound.met())
 
     def _may_meet(self, peer: PeerId) -> bool:
         return self.hello.role != "seed" and self.introductions.meets(peer)

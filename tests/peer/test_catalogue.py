@@ -7,7 +7,7 @@ from dataclasses import replace
 from chunker.digest import ManifestId
 from chunker.record import PathRecord
 from chunker.store import MemoryStore
-from peer.catalogue import Catalogue, prefix
+from peer.catalogue import Catalogue, prefix, salted
 from peer.identity import PeerId
 from tests.peer.office import make_path
 
@@ -101,3 +101,22 @@ def test_what_left_is_not_held_and_those_who_listen_hear_of_it() -> None:
     catalogue.unlisten(listener)
     catalogue.add(PUBLIC[0])
     assert len(heard) == 2
+
+
+def test_what_is_under_way_is_told_until_its_last_download_ends() -> None:
+    record, _ = make_path("path", 100)
+    first, second = (replace(record, manifest=ManifestId(bytes([n]) * 32)) for n in (1, 2))
+    catalogue = Catalogue(MemoryStore(), SALT, lambda asker, _: asker == FRIEND)
+    question = salted(SALT, record.store_hash)
+    for begun in (first, second, first):
+        catalogue.begin(begun)
+    assert catalogue.look_up(FRIEND, question) is not None
+    assert catalogue.look_up(STRANGER, question) is None
+    assert len(catalogue.prefixes(FRIEND)) == 1 and catalogue.prefixes(STRANGER) == []
+    assert catalogue.may_read(STRANGER, second.manifest) is None
+    catalogue.end(first.manifest)
+    assert catalogue.look_up(FRIEND, question) == second
+    catalogue.end(first.manifest)
+    catalogue.end(second.manifest)
+    assert catalogue.look_up(FRIEND, question) is None
+    assert catalogue.prefixes(FRIEND) == [] and not catalogue.holds(record.store_hash)

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from chunker.block import Block, Codec, encode
 from chunker.digest import ManifestId
-from peer.exchange import (
-    FELLOW_SECONDS_MAX,
-    Ban,
-    Effect,
-    Exchange,
-    Keep,
-    SendCancel,
-    SendWant,
-    Stuck,
-)
+from peer.effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
+from peer.exchange import Exchange
 from peer.identity import PeerId
-from peer.picker import WINDOW_BYTES
+from peer.picker import FELLOW_SILENCE_SECONDS_MAX, WINDOW_BYTES
 from peer.standing import REST_SECONDS, SILENCE_SECONDS_MIN
 from tests.golden.samples import sample_bytes
 
@@ -221,8 +213,8 @@ def test_fellows_that_all_lack_a_block_do_not_wait_for_each_other_for_ever() -> 
     exchange.has(0.0, B, M, [], True)
     exchange.has(0.0, C, M, [], True)
     assert Stuck(M) not in exchange.ban(0.1, A)
-    assert exchange.tick(FELLOW_SECONDS_MAX / 2) == []
-    assert exchange.tick(FELLOW_SECONDS_MAX) == [Stuck(M)]
+    assert exchange.tick(FELLOW_SILENCE_SECONDS_MAX / 2) == []
+    assert exchange.tick(FELLOW_SILENCE_SECONDS_MAX) == [Stuck(M)]
 
 
 def test_the_owner_of_a_growing_manifest_is_hoped_for_while_it_is_there() -> None:
@@ -232,3 +224,41 @@ def test_the_owner_of_a_growing_manifest_is_hoped_for_while_it_is_there() -> Non
     assert exchange.grow(0.0, M, IDS[:2], LENGTHS[:2], [0, 1], whole=False) == []
     assert exchange.tick(100.0) == []
     assert exchange.peer_gone(101.0, A) == [Stuck(M)]
+
+
+def test_what_another_download_waits_for_is_not_cancelled() -> None:
+    """M and N share block 0, which was asked for as a block of M, in one Want with others."""
+    exchange, effects = started(A)
+    want = next(effect for effect in effects if isinstance(effect, SendWant))
+    assert want.indexes[0] == 0 and len(want.indexes) > 1
+    exchange.start(0.0, N, IDS[:1], LENGTHS[:1], [0])
+    cancels = [e for e in exchange.stop(0.1, M) if isinstance(e, SendCancel)]
+    assert SendCancel(A, want.request, want.indexes[1:]) in cancels
+    sent = encode(BLOCKS[0].data, Codec.RAW)
+    kept = exchange.arrived(0.2, A, want.request, 0, sent)
+    assert [e.places for e in kept if isinstance(e, Keep)] == [((N, 0),)]
+
+
+def grown(exchange: Exchange, first: int, last: int, whole: bool = False) -> list[Effect]:
+    new = range(first, last)
+    return exchange.grow(0.0, M, IDS[first:last], LENGTHS[first:last], new, whole=whole)
+
+
+def test_a_growing_download_asks_as_it_grows_and_is_covered_only_when_whole() -> None:
+    exchange = Exchange(ME)
+    exchange.start(0.0, M, (), (), (), blocks_max=100, nar_bytes=sum(LENGTHS), source=A)
+    assert wants(exchange.has(0.0, A, M, range(10), None)) == {}
+    assert set(wants(grown(exchange, 0, 3))[A]) == {0, 1, 2}
+    assert not exchange.covered(M)
+    exchange.has(0.0, A, M, EVERY, None)
+    effects = grown(exchange, 3, len(IDS), whole=True)
+    assert exchange.covered(M) and not any(isinstance(effect, Stuck) for effect in effects)
+
+
+def test_a_fellow_that_claims_blocks_that_do_not_exist_holds_no_others() -> None:
+    exchange = Exchange(ME)
+    exchange.start(0.0, M, (), (), (), blocks_max=100, nar_bytes=sum(LENGTHS), source=A)
+    exchange.has(0.0, B, M, range(40, 100), None)
+    grown(exchange, 0, len(IDS), whole=True)
+    assert wants(exchange.has(0.1, B, M, range(45, 99), None)) == {}
+    assert not exchange.covered(M)

@@ -142,3 +142,18 @@ def test_who_left_is_not_served() -> None:
     made.leave(0)
     assert made.next(1.0) is None
     made.over(1.0, 0)
+
+
+def test_who_wanted_nothing_for_long_does_not_catch_up() -> None:
+    every = tuple(range(64))
+    idle, busy, made = Serving(), Serving(), Uplink()
+    made.join(0, idle)
+    made.join(1, busy)
+    for request in range(10):
+        busy.want(Want(request, M, every), True, (100_000,) * 64)
+    assert {session for session, _ in order(made, 300)} == {1}
+    for request in range(10):
+        idle.want(Want(request, M, every), True, (100_000,) * 64)
+    sessions = [session for session, _ in order(made, 60)]
+    behind = AHEAD_BYTES_MAX // 100_000 + 2
+    assert sessions.count(1) >= 30 - behind

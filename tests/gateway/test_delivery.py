@@ -1,0 +1,287 @@
+"""Where NARs come from when several gateways want them, and what is said when nobody has them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from chunker.record import PathRecord
+from gateway import delivery as delivery_module
+from gateway.delivery import FILLINGS_MAX, RATE_CHANGE_MIN, SHARED_BYTES_MIN
+from gateway.narinfo import nar_url
+from gateway.server import Response
+from peer.growing import growing_id
+from tests.gateway.test_substituter import Border, body, signed_path
+from tests.gateway.upstreams import Floor, Tap, floor
+from tests.peer.office import office, until
+
+BIG = 12_000_000
+Upstreams = dict[str, tuple[Tap, ...]]
+
+
+def taps(tmp_path: Path, record: PathRecord, nar: bytes, *names: str) -> dict[str, Tap]:
+    return {name: Tap(tmp_path / name, record, nar) for name in names}
+
+
+async def opened(border: Border, record: PathRecord, range: str = "") -> Response:
+    assert await border.narinfo(record) == 200
+    return await border.get(f"/{nar_url(record)}", range)
+
+
+async def head_of(answer: Response, size: int) -> bytes:
+    received = b""
+    assert isinstance(answer.body, AsyncIterator)
+    while len(received) < size:
+        received += await anext(answer.body)
+    return received
+
+
+async def close(answer: Response) -> None:
+    await answer.body.aclose()  # type: ignore[union-attr]
+
+
+def nothing_left(place: Floor) -> bool:
+    return all(
+        not gateway.node.swarm.fetches and not gateway.substituter.deliveries._fillings
+        for gateway in place.gateways.values()
+    )
+
+
+async def test_many_gateways_at_once_cost_one_download(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two", "three", "four")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            found: dict[str, bytes] = {}
+
+            async def read(name: str) -> None:
+                found[name] = await body(await opened(all_of[name], record))
+
+            async with trio.open_nursery() as nursery:
+                for name in [*caches, *caches]:
+                    nursery.start_soon(read, name)
+            assert found == dict.fromkeys(caches, nar)
+            assert sum(cache.begun for cache in caches.values()) == 1
+            assert caches[all_of.turns(record)[0]].begun == 1
+            await until(lambda: nothing_left(all_of))
+            for gateway in all_of.gateways.values():
+                assert await gateway.nar(record) == nar
+
+
+async def test_when_the_owner_is_lost_only_the_next_in_rank_takes_over(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two", "three", "four")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            first, second, *others = all_of.turns(record)
+            caches[first].let(4_000_000)
+            answers = {name: await opened(all_of[name], record) for name in (second, *others)}
+            heads = {name: await head_of(a, 2_000_000) for name, a in answers.items()}
+            place.network.cut(all_of.peer(first))
+            found: dict[str, bytes] = {}
+
+            async def finish(name: str) -> None:
+                found[name] = heads[name] + await body(answers[name])
+
+            async with trio.open_nursery() as nursery:
+                for name in answers:
+                    nursery.start_soon(finish, name)
+            assert found == dict.fromkeys((second, *others), nar)
+            assert {name: cache.begun for name, cache in caches.items()} == {
+                first: 1, second: 1, **dict.fromkeys(others, 0)
+            }  # fmt: skip
+
+
+async def test_an_owner_whose_upstream_breaks_off_fails_nobody(tmp_path: Path) -> None:
+    """Its own reader goes on too, behind another."""
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two", "three")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            first, *others = all_of.turns(record)
+            caches[first].let(4_000_000)
+            answers = {name: await opened(all_of[name], record) for name in (first, *others)}
+            heads = {name: await head_of(a, 2_000_000) for name, a in answers.items()}
+            caches[first].break_off()
+            for name, answer in answers.items():
+                assert heads[name] + await body(answer) == nar
+            assert sum(caches[name].begun for name in others) == 1
+            await until(lambda: nothing_left(all_of))
+            name = growing_id(record, all_of.peer(first))
+            for gateway in all_of.gateways.values():
+                assert name not in gateway.node.catalogue._under_way
+
+
+async def test_an_owner_goes_on_when_nobody_reads_and_keeps_the_whole(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            owner, other = all_of.turns(record)
+            caches[owner].let(4_000_000)
+            answer = await opened(all_of[other], record)
+            await head_of(answer, 1_000_000)
+            await close(answer)
+            assert all_of[other].node.swarm.fetches == {}
+            caches[owner].let(BIG)
+            await until(lambda: all_of[owner].node.store.record(record.store_hash) is not None)
+            assert await all_of[other].nar(record) == nar
+            assert caches[owner].begun == 1 and caches[other].begun == 0
+
+
+async def test_404_at_once_where_nobody_has_it(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two", "three")
+        for cache in caches.values():
+            cache.has = False
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            for name in caches:
+                began = trio.current_time()
+                assert (await opened(all_of[name], record)).status == 404
+                assert trio.current_time() - began < delivery_module.FIRST_BYTE_SECONDS_MAX
+            assert nothing_left(all_of)
+            for gateway in all_of.gateways.values():
+                assert gateway.node.catalogue._under_way == {}
+
+
+async def test_no_200_before_our_own_download_has_a_byte(tmp_path: Path) -> None:
+    """A second reader comes while the first one's upstream is still being asked."""
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        cache = Tap(tmp_path, record, nar)
+        asked, answer = trio.Event(), trio.Event()
+
+        async def narinfo(store_hash: str) -> None:
+            asked.set()
+            await answer.wait()
+
+        async with floor(place, {"one": (cache,)}) as all_of:
+            assert await all_of["one"].narinfo(record) == 200
+            cache.narinfo = narinfo  # type: ignore[method-assign]
+            statuses: list[int] = []
+
+            async def read() -> None:
+                statuses.append((await opened(all_of["one"], record)).status)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await asked.wait()
+                nursery.start_soon(read)
+                await trio.testing.wait_all_tasks_blocked()
+                assert statuses == []
+                answer.set()
+            assert statuses == [404, 404]
+
+
+@pytest.mark.parametrize("size", [SHARED_BYTES_MIN // 2, BIG])
+async def test_who_has_no_upstream_or_a_bad_one_gets_it_through_others(
+    tmp_path: Path, size: int
+) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=size)
+        caches = taps(tmp_path, record, nar, "good", "bad")
+        caches["bad"].has = False
+        upstreams: Upstreams = {"good": (caches["good"],), "bad": (caches["bad"],), "none": ()}
+        async with floor(place, upstreams) as all_of:
+            assert await body(await opened(all_of["bad"], record)) == nar
+            # It has no narinfo of its own; here it knows the path from before.
+            all_of["none"].node.store.put_record(record)
+            all_of["none"].node.catalogue.add(record)
+            assert await body(await opened(all_of["none"], record)) == nar
+            assert caches["good"].begun == 1
+
+
+async def test_a_reader_that_goes_away_before_its_first_byte_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            owner, other = all_of.turns(record)
+            caches[owner].let(1_000_000)
+            answer = await opened(all_of[other], record)
+            assert all_of[other].node.swarm.fetches
+            await close(answer)
+            assert all_of[other].node.swarm.fetches == {}
+            caches[owner].let(BIG)
+
+
+async def test_a_range_goes_on_only_behind_whom_the_head_came_from(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two", "three")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            first, second, third = all_of.turns(record)
+            caches[first].let(4_000_000)
+            answer = await opened(all_of[third], record)
+            head = await head_of(answer, 1_000_000)
+            await close(answer)
+            assert all_of[third].node.swarm.fetches == {}
+
+            again = await opened(all_of[third], record, f"bytes={len(head)}-")
+            assert again.status == 206
+            more = await head_of(again, 1)
+            assert head + more == nar[: len(head) + len(more)]
+            await close(again)
+
+            place.network.cut(all_of.peer(first))
+            await until(lambda: all_of.peer(first) not in all_of[third].node.swarm.sessions())
+            refused = await opened(all_of[third], record, f"bytes={len(head)}-")
+            assert refused.status == 404
+            assert all_of[third].node.swarm.fetches == {}
+            assert await all_of[third].nar(record) == nar
+            assert await all_of[third].nar(record, f"bytes={len(head)}-") == nar[len(head) :]
+            assert caches[third].begun == 0 and caches[second].begun == 1
+
+
+async def test_two_paths_with_one_nar_and_other_references_are_two_downloads(
+    tmp_path: Path,
+) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        twin = replace(signed_path("twin", size=BIG)[0], nar_hash=record.nar_hash)
+        cache = Tap(tmp_path, record, nar)
+        cache.let(0)
+        async with floor(place, {"one": (cache,)}) as all_of:
+            deliveries = all_of.deliveries("one")
+            one, other = deliveries.fill(record), deliveries.fill(twin)
+            assert one is not None and other is not None
+            assert deliveries.fill(record) is one is not other
+            assert other.growing.record.store_path == twin.store_path
+            cache.let(BIG)
+
+
+async def test_others_begin_no_more_downloads_than_we_can_bear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert FILLINGS_MAX < 1000
+    monkeypatch.setattr(delivery_module, "FILLINGS_MAX", 2)
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        cache = Tap(tmp_path, record, nar)
+        async with floor(place, {"one": (cache,)}) as all_of:
+            deliveries = all_of.deliveries("one")
+            for number in range(2):
+                deliveries.fill(signed_path(f"other-{number}", size=BIG)[0])
+            assert await deliveries.fetch_for(record) is None
+            await until(lambda: not deliveries._fillings)
+            assert await deliveries.fetch_for(record) is not None
+
+
+async def test_small_changes_of_the_rate_are_not_told(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=10)
+        async with floor(place, {"one": (Tap(tmp_path, record, nar),)}) as all_of:
+            deliveries, swarm = all_of.deliveries("one"), all_of["one"].node.swarm
+            share = swarm.hello.fetches
+            for factor in (1.1, 0.6, RATE_CHANGE_MIN / 2.1, 0.5):
+                deliveries._offer_to_fetch(share * 1024 * factor)
+                assert swarm.hello.fetches == share
+            deliveries._offer_to_fetch(share * 1024 * 8)
+            assert swarm.hello.fetches == 8 * share
