@@ -215,7 +215,7 @@ async def test_nothing_is_promised_before_the_owner_has_bytes(
                 found.append(await two.swarm.office.follow(record, one.peer, False))
 
             nursery.start_soon(wait)
-            await until(lambda: any(again.growing.id in a.watches for a in one.swarm.answering()))
+            await until(lambda: any(again.growing.id in a.watches for a in one.swarm.inbound.met()))
             again.growing.started = True
             again.tell()
         assert found[0] is not None

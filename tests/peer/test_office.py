@@ -47,7 +47,7 @@ async def test_who_watches_us_is_watched_back() -> None:
         await until(lambda: three.peer in early.sources)
         assert (
             owner.growing.id
-            in next(a for a in three.swarm.answering() if a.peer == two.peer).watches
+            in next(a for a in three.swarm.inbound.met() if a.peer == two.peer).watches
         )
 
 
