@@ -43,7 +43,8 @@ STORES = ("packs", "pack_index", "disk", "manifests")
 MACHINES = (
     [path for path in SOURCES if path.parent.name == "chunker" and path.stem not in STORES]
     + [ROOT / "peer" / f"{name}.py" for name in
-       ("exchange", "effects", "picker", "standing", "fetchers", "growing", "serving", "catalogue", "summary", "ahead", "messages", "wire", "identity",
+       ("exchange", "effects", "picker", "standing", "fetchers", "growing", "serving", "catalogue",
+        "summary", "ahead", "messages", "wire", "identity",
         "yamux", "noise")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress")]
