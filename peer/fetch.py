@@ -214,6 +214,10 @@ class Fetch:
 
     # -- called by the swarm -------------------------------------------------------------------
 
+    def withdraw(self) -> None:
+        """It is over: what is under way is offered no more."""
+        self._swarm.catalogue.end(self.id)
+
     def present(self, index: int) -> None:
         self._missing.discard(index)
         self._changed()

@@ -115,6 +115,11 @@ class Following(Fetch):
         if scope.cancelled_caught:
             raise NotHere(f"block {index} of {self.record.store_path} does not come")
 
+    def withdraw(self) -> None:
+        """If the whole is here, fellows may go on having blocks of it."""
+        if self.record.manifest == self.id:
+            self._swarm.office.drop(self.growing)
+
     def lost(self) -> None:
         """A reader gave it up."""
         if self.growing.state is Growth.GROWING:

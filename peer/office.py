@@ -161,15 +161,10 @@ class Office:
                 return
             if old.state is not Growth.GROWING:
                 blocks -= len(old.blocks)
-                self._drop(old)
+                self.drop(old)
 
-    def end(self, fetch: Fetch) -> None:
-        """Followed no more. If the whole is here, fellows may go on having blocks of it; else it
-        is offered no longer."""
-        if isinstance(fetch, Following) and fetch.record.manifest == fetch.id:
-            self._drop(fetch.growing)
-
-    def _drop(self, growing: Growing) -> None:
+    def drop(self, growing: Growing) -> None:
+        """Peers may have it no more."""
         if self._kept.get(growing.id) is growing:
             del self._kept[growing.id]
             self._swarm.catalogue.end(growing.id)
@@ -194,6 +189,7 @@ class Office:
         following.heard_of_holder()
         growing, exchange, now = following.growing, self._swarm.exchange, trio.current_time()
         effects = exchange.has(now, peer, growing.id, new)  # what it tells of it has
+        following.heard_of_holder()
         return effects + exchange.grow(
             now, growing.id,
             growing.blocks[new.start : new.stop], growing.lengths[new.start : new.stop],

@@ -171,17 +171,12 @@ class Swarm(Library):
             self._watch(peer, fetch.id)
 
     async def end(self, fetch: Fetch) -> None:
-        if self.fetches.get(fetch.id) is not fetch:
-            return
-        del self.fetches[fetch.id]
-        self.traffic.end(fetch.id)
-        effects = self.exchange.stop(trio.current_time(), fetch.id)
-        if isinstance(fetch.manifest, Growing):
-            self.office.end(fetch)
-        else:
-            self.catalogue.end(fetch.id)
-        self.restate(fetch.id)
-        await self._carry_out(effects)
+        if self.fetches.get(fetch.id) is fetch:
+            del self.fetches[fetch.id]
+            self.traffic.end(fetch.id)
+            fetch.withdraw()
+            self.restate(fetch.id)
+            await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
 
     async def reading(self, fetch: Fetch, index: int) -> None:
         await self._carry_out(self.exchange.moved(trio.current_time(), fetch.id, index))

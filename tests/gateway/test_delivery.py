@@ -11,9 +11,10 @@ import trio
 
 from chunker.record import PathRecord
 from gateway import delivery as delivery_module
-from gateway.delivery import FILLINGS_MAX, RATE_CHANGE_MIN, SHARED_BYTES_MIN
+from gateway.delivery import FILLINGS_MAX, RATE_CHANGE_MIN, SHARED_BYTES_MIN, Deliveries
 from gateway.narinfo import nar_url
 from gateway.server import Response
+from gateway.signing import KeyRing
 from peer.growing import growing_id
 from tests.gateway.test_substituter import Border, body, signed_path
 from tests.gateway.upstreams import Floor, Tap, floor
@@ -285,3 +286,20 @@ async def test_small_changes_of_the_rate_are_not_told(tmp_path: Path) -> None:
                 assert swarm.hello.fetches == share
             deliveries._offer_to_fetch(share * 1024 * 8)
             assert swarm.hello.fetches == 8 * share
+
+
+async def test_an_office_cache_takes_four_times_the_share(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", size=10)
+        shares = {}
+        for role in ("gateway", "peer"):
+            node = await place.start(role, role)
+            deliveries = Deliveries(
+                node.store, node.swarm, (Tap(tmp_path, record, nar),), KeyRing(())
+            )
+            assert node.swarm.office.fetch_for == deliveries.fetch_for
+            shares[role] = node.swarm.hello.fetches
+        assert shares["peer"] == 4 * shares["gateway"] > 0
+        none = await place.start("none", "gateway")
+        Deliveries(none.store, none.swarm, (), KeyRing(()))
+        assert none.swarm.hello.fetches == 0 and none.swarm.office.fetch_for is None
