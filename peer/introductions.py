@@ -67,6 +67,11 @@ class Introductions:
         self._strangers: dict[PeerId, float] = {}
         self._shown_at = clock()
 
+    def pool_names(self, peer: PeerId) -> str:
+        """Of the pools that `peer` and we are in, for people."""
+        pools = self.membership.pools_of(peer, self.clock())
+        return ", ".join(self.membership.pools[pool].description.name for pool in pools)
+
     def hello_to(
         self, peer: PeerId, hello: Hello, pools: Collection[PoolId] | None = None
     ) -> Hello:

@@ -282,6 +282,7 @@ class Swarm(Library):
         self._opening.discard(asking.peer)
         tally = self._tally(asking.peer)
         tally.role, tally.connected = asking.their.role, True
+        tally.pool = self.introductions.pool_names(asking.peer)
         log.info("connected to %s %s", asking.their.role, asking.peer)
         self.dialling.reached(asking.peer)
         if self.knows(asking.peer):

@@ -44,8 +44,8 @@ MACHINES = (
     [path for path in SOURCES if path.parent.name == "chunker" and path.stem not in STORES]
     + [ROOT / "peer" / f"{name}.py" for name in
        ("exchange", "effects", "picker", "standing", "serving", "growing", "fetchers",
-        "catalogue", "summary", "ahead", "messages", "wire", "identity", "yamux", "noise", "acquaintances",
-        "rates", "traffic", "certificates", "pools", "join_code")]
+        "catalogue", "summary", "ahead", "messages", "fields", "wire", "identity", "yamux", "noise",
+        "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress")]
 )  # fmt: skip
