@@ -64,6 +64,8 @@ SHARE_OF_A_PEER = 4
 BATCH_BYTES = 1536 * 1024
 """Read at once: with what lies between the blocks it fits into a pump's buffer."""
 BEGUN_MAX = 100_000
+ASKED = "asked to fetch: "
+"""Before a PeerId among what was tried: who only held blocks in vain may still fetch for all."""
 WRONGS_MAX = 10_000
 
 Body = Callable[[int, int], AsyncIterator[Bytes] | Readable]
@@ -154,8 +156,8 @@ class Deliveries:
                 source = await self._from_upstream(record, tried)
                 if source is not None:
                     return source
-            elif owner not in tried:
-                tried.add(owner)
+            elif ASKED + owner not in tried:
+                tried.add(ASKED + owner)
                 fetch = await office.ask(owner, record, public)
                 if fetch is not None:
                     return FetchedSource(fetch, self.patience_seconds)
@@ -216,8 +218,8 @@ class Deliveries:
             ]
             for peer, offer in offers:
                 owner = self._swarm.office.owner_of(offer)
-                if owner is not None and owner not in tried:
-                    tried.update((peer, owner))
+                if owner is not None and ASKED + owner not in tried:
+                    tried.update((peer, ASKED + owner))
                     return await self._swarm.office.follow(record, owner, public)
             tried.update(peer for peer, _ in offers)
             return await Fetch.open(self._swarm, record, offers, public=public)

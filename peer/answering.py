@@ -274,6 +274,7 @@ class Answering:
             await self._say(Refuse(message.request, "not-here", ()))
             return
         self.watches.add(message.manifest)
+        self._told.pop(message.manifest, None)  # who watches anew has forgotten
         self._library.watched(self.peer, record)
         await self._say_growth(message.manifest)
         await self._say_have(message.manifest, manifest)

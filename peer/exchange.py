@@ -23,6 +23,7 @@ gives up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from sortedcontainers import SortedSet
 
@@ -33,13 +34,11 @@ from chunker.errors import BlockCorrupt
 from .effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
 from .identity import PeerId
 from .messages import WANT_INDEXES_MAX, Urgency
-from .picker import Download, Flight, choose, second_holder
+from .picker import Download, Flight, choose, is_stuck, second_holder
 from .standing import Standing
 
 NEWS_MAX = 64
 """That many blocks are looked at by themselves; beyond, the whole download is."""
-FELLOW_SECONDS_MAX = 3.0
-"""How long a fellow that says nothing is hoped for."""
 
 
 class Exchange:
@@ -114,14 +113,16 @@ class Exchange:
             return []
         for index in sorted(download.missing):
             self._unwant(download.blocks[index], manifest, index)
-        cancels: list[Effect] = []
+        ended: dict[tuple[PeerId, int], list[int]] = {}
         for wanted in list(self._flights):
             if wanted not in self._wanted:
-                cancels += [SendCancel(f.peer, f.request) for f in self._land(wanted)]
+                for flight in self._land(wanted):
+                    ended.setdefault((flight.peer, flight.request), []).append(flight.index)
+        cancels = [self._cancel(*key, indexes) for key, indexes in ended.items()]
         for peer in self._peers.values():
             peer.holds.pop(manifest, None)
             peer.filling.discard(manifest)
-        return list(dict.fromkeys(cancels)) + self._fill(now)
+        return cancels + self._fill(now)
 
     def moved(self, now: float, manifest: ManifestId, cursor: int) -> list[Effect]:
         """The reader waits for block `cursor`."""
@@ -260,6 +261,12 @@ class Exchange:
     def is_banned(self, peer: PeerId) -> bool:
         return peer in self._banned
 
+    def _cancel(self, peer: PeerId, request: int, indexes: list[int]) -> Effect:
+        """Of a request all of which ended, or of part of it: another download wants the rest."""
+        state = self._peers[peer]
+        goes_on = any(place[0] == request for place in chain(state.owed, state.spare))
+        return SendCancel(peer, request, tuple(indexes) if goes_on else ())
+
     # -- books ----------------------------------------------------------------------------------
 
     def _ask(
@@ -357,7 +364,11 @@ class Exchange:
                 request, batch = batches[key]
                 self._ask(now, download, index, name, request, urgency is Urgency.SPARE)
                 batch.append(index)
-            if download.missing and not download.stuck_said and self._is_stuck(now, download):
+            if (
+                download.missing
+                and not download.stuck_said
+                and is_stuck(now, download, self._peers)
+            ):
                 download.stuck_said = True
                 stuck.append(Stuck(manifest))
         return effects + [_want(key, *batch) for key, batch in batches.items()] + stuck
@@ -378,23 +389,6 @@ class Exchange:
                     SendWant(found[0], self._request, download.manifest, (index,), Urgency.SOON)
                 )
         return effects
-
-    def _is_stuck(self, now: float, download: Download) -> bool:
-        """No holder of a missing block, and nobody who may become one: an owner that still fills,
-        or a fellow of whom was heard lately (fellows that all lack a block wait for each other)."""
-        if len(download.open) < len(download.missing):
-            return False
-        for name, state in self._peers.items():
-            held = state.holds.get(download.manifest)
-            if held is None:
-                continue
-            if not download.missing.isdisjoint(held):
-                return False
-            if download.manifest in state.filling and (
-                name == download.source or now - state.told < FELLOW_SECONDS_MAX
-            ):
-                return False
-        return True
 
 
 def _want(key: tuple[PeerId, ManifestId, Urgency], request: int, indexes: list[int]) -> SendWant:

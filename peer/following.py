@@ -98,7 +98,8 @@ class Following(Fetch):
         self._heard = trio.current_time()
         held = await trio.to_thread.run_sync(self._swarm.store.has, message.blocks)
         new = self.growing.apply(message)
-        missing = [index for index, here in zip(new, held, strict=False) if not here]
+        held = held[len(held) - len(new) :]  # the first ones may have been said before
+        missing = [index for index, here in zip(new, held, strict=True) if not here]
         self._missing.update(missing)
         if self.growing.state is Growth.FAILED:
             self.fail(f"{self.owner} could not get {self.record.store_path}")

@@ -87,47 +87,56 @@ class Growing:
         )
 
     def apply(self, grown: Grown) -> range:
-        """The indexes that are new. Raises RemoteError for what cannot be part of this NAR."""
-        first, count = grown.first, len(grown.blocks)
-        if first > len(self.blocks) or self.state is not Growth.GROWING:
+        """The indexes that are new; what was said before, to an older session or to a watch that
+        ended, is said again. Raises RemoteError for what cannot be part of this NAR."""
+        first, known = grown.first, len(self.blocks) - grown.first
+        if known < 0:
             raise RemoteError(f"{self.owner} sent a segment out of order")
-        if first < len(self.blocks):
-            return range(0)  # said before, to an older session
-        size = sum(grown.lengths)
+        blocks, lengths = grown.blocks[known:], grown.lengths[known:]
+        if grown.blocks[:known] != tuple(self.blocks[first : first + len(grown.blocks)]):
+            raise RemoteError(f"{self.owner} says something else than before")
+        if self.state is not Growth.GROWING:
+            if blocks:
+                raise RemoteError(f"{self.owner} goes on after the end")
+            return range(0)
+        size = sum(lengths)
         whole = grown.state is Growth.WHOLE
         wrong = (
-            any(not 0 < length <= BLOCK_BYTES_MAX for length in grown.lengths)
-            or any(length < BLOCK_BYTES_MIN for length in grown.lengths[: -1 if whole else None])
+            any(not 0 < length <= BLOCK_BYTES_MAX for length in lengths)
+            or any(length < BLOCK_BYTES_MIN for length in lengths[: -1 if whole else None])
             or self.bytes_known + size > self.nar_size
             or (whole and self.bytes_known + size != self.nar_size)
         )
         if wrong:
             raise RemoteError(f"{self.owner} sent blocks that do not add up to the NAR")
-        self._take_rewrites(grown.rewrites, size)
-        self.extend(grown.blocks, grown.lengths)
+        self._take_rewrites(grown.rewrites, self._offset(first), size)
+        new = range(len(self.blocks), len(self.blocks) + len(blocks))
+        self.extend(blocks, lengths)
         self.state = grown.state
         if whole:
             self.final = ManifestId(grown.final) if len(grown.final) == DIGEST_BYTES else None
-        return range(first, first + count)
+        return new
 
-    def _take_rewrites(self, encoded: bytes, size: int) -> None:
+    def _take_rewrites(self, encoded: bytes, base: int, size: int) -> None:
+        """Those of the `size` bytes that are new; `base` is where the segment begins."""
         try:
             rewrites = Rewrites.decode(encoded)
         except ValueError as error:
             raise RemoteError(f"{self.owner} sent rewrites that make no sense: {error}") from error
-        if not len(rewrites):
+        at = bisect_left(rewrites.offsets, self.bytes_known - base)
+        offsets, indexes = rewrites.offsets[at:], rewrites.indexes[at:]
+        if not offsets:
             return
         last = self.rewrites.offsets[-1] + NEEDLE_BYTES if len(self.rewrites) else 0
         if (
-            max(rewrites.indexes) >= len(self.record.needles)
-            or rewrites.offsets[-1] >= size
-            or self.bytes_known + rewrites.offsets[0] < last
-            or self.bytes_known + rewrites.offsets[-1] + NEEDLE_BYTES > self.nar_size
+            max(indexes) >= len(self.record.needles)
+            or base + offsets[-1] >= self.bytes_known + size
+            or base + offsets[0] < last
+            or base + offsets[-1] + NEEDLE_BYTES > self.nar_size
         ):
             raise RemoteError(f"{self.owner} sent rewrites that lie outside of their blocks")
-        base = self.bytes_known
-        self.rewrites.offsets.extend(base + offset for offset in rewrites.offsets)
-        self.rewrites.indexes.extend(rewrites.indexes)
+        self.rewrites.offsets.extend(base + offset for offset in offsets)
+        self.rewrites.indexes.extend(indexes)
 
     def _offset(self, index: int) -> int:
         return self.offsets[index] if index < len(self.offsets) else self.bytes_known

@@ -42,6 +42,8 @@ PATIENCE_SECONDS_MIN = 0.25
 PATIENCE_SECONDS_MAX = 2.0
 FELLOW_SECONDS_MAX = 4.0
 """A fellow that would take longer is left to itself."""
+HOPE_SECONDS_MAX = 3.0
+"""How long a fellow that says nothing is hoped for."""
 URGENT_BLOCKS = 8
 """At the reader: these are asked of a second holder when they are late."""
 ENDGAME_BLOCKS = 16
@@ -104,6 +106,8 @@ def choose(
     """(index, whom to ask, how urgently), best first, of those `asked` and, where given, for
     `indexes` alone. The caller books each before it takes the next, so that lengths of queues are
     true. `peers` are all that are known."""
+    if not download.open:
+        return
     manifest = download.manifest
     ready = [
         (name, state)
@@ -157,6 +161,24 @@ def second_holder(
         and len(state.owed) < state.depth_blocks
     ]
     return min(others, key=lambda item: (item[1].seconds_for(flight.length), item[0]), default=None)
+
+
+def is_stuck(now: float, download: Download, peers: dict[PeerId, Standing]) -> bool:
+    """No holder of a missing block, and nobody who may become one: an owner that still fills, or a
+    fellow of whom was heard lately (fellows that all lack a block wait for each other)."""
+    if len(download.open) < len(download.missing):
+        return False
+    for name, state in peers.items():
+        held = state.holds.get(download.manifest)
+        if held is None:
+            continue
+        if not download.missing.isdisjoint(held):
+            return False
+        if download.manifest in state.filling and (
+            name == download.source or now - state.told < HOPE_SECONDS_MAX
+        ):
+            return False
+    return True
 
 
 def _candidates(download: Download, ready: Ready, deal: _Deal) -> Iterator[int]:

@@ -118,7 +118,8 @@ class Sending:
     def _read(self, due: Due) -> Message:
         manifest = self._load(due.manifest)
         try:
-            if manifest is None:
+            if manifest is None or due.index >= len(manifest.blocks):
+                # Whoever followed a growing manifest and does so again begins from nothing.
                 return Refuse(due.request, "not-here", (due.index,))
             block = self._store.get(manifest.blocks[due.index])
         except (BlockMissing, BlockCorrupt):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from chunker.block import Block, Codec, encode
 from chunker.digest import ManifestId
 from peer.exchange import (
-    FELLOW_SECONDS_MAX,
     Ban,
     Effect,
     Exchange,
@@ -15,7 +14,7 @@ from peer.exchange import (
     Stuck,
 )
 from peer.identity import PeerId
-from peer.picker import WINDOW_BYTES
+from peer.picker import HOPE_SECONDS_MAX, WINDOW_BYTES
 from peer.standing import REST_SECONDS, SILENCE_SECONDS_MIN
 from tests.golden.samples import sample_bytes
 
@@ -117,6 +116,18 @@ def test_a_late_answer_to_a_cancelled_want_is_no_crime() -> None:
     bad = encode(b"late and wrong", Codec.RAW)
     assert exchange.arrived(0.2, A, want.request, want.indexes[0], bad) == []
     assert not exchange.is_banned(A)
+
+
+def test_a_download_that_ends_cancels_only_what_no_other_wants() -> None:
+    exchange, effects = started(A)
+    (want,) = [effect for effect in effects if isinstance(effect, SendWant)]
+    exchange.start(0.1, N, IDS[:1], LENGTHS[:1], [0])
+    assert want.indexes[0] == 0
+    assert exchange.stop(0.2, M) == [SendCancel(A, want.request, want.indexes[1:])]
+    assert exchange.owed_by(A) == 1
+    sent = encode(BLOCKS[0].data, Codec.RAW)
+    kept = exchange.arrived(0.3, A, want.request, 0, sent)
+    assert [effect.places for effect in kept if isinstance(effect, Keep)] == [((N, 0),)]
 
 
 def test_what_a_lost_peer_owed_is_asked_of_others() -> None:
@@ -221,8 +232,8 @@ def test_fellows_that_all_lack_a_block_do_not_wait_for_each_other_for_ever() -> 
     exchange.has(0.0, B, M, [], True)
     exchange.has(0.0, C, M, [], True)
     assert Stuck(M) not in exchange.ban(0.1, A)
-    assert exchange.tick(FELLOW_SECONDS_MAX / 2) == []
-    assert exchange.tick(FELLOW_SECONDS_MAX) == [Stuck(M)]
+    assert exchange.tick(HOPE_SECONDS_MAX / 2) == []
+    assert exchange.tick(HOPE_SECONDS_MAX) == [Stuck(M)]
 
 
 def test_the_owner_of_a_growing_manifest_is_hoped_for_while_it_is_there() -> None:
