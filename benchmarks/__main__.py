@@ -16,13 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import core, page, session, swarm
+from benchmarks import core, growth, page, session, swarm
 from benchmarks.hosts import NoHosts
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENTS = Path(__file__).parents[1] / "docs"
-BENCHMARKS = {"core": core, "session": session}
-MEANING = {**core.MEANING, **session.MEANING, **swarm.MEANING}
+BENCHMARKS = {"core": core, "session": session, "simulation": growth}
+MEANING = {**core.MEANING, **session.MEANING, **swarm.MEANING, **growth.MEANING}
 STOPPED_EXIT = 128 + signal.SIGTERM
 
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name in (*BENCHMARKS, "swarm"):
-        one = names.add_parser(name, description=sys.modules[f"benchmarks.{name}"].__doc__,
+        one = names.add_parser(name, description={**BENCHMARKS, "swarm": swarm}[name].__doc__,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         one.add_argument("--json", action="store_true", help="one object on stdout")
         if name == "swarm":

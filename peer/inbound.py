@@ -28,7 +28,7 @@ CLOSE_SECONDS_MAX = 1.0
 class Inbound:
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
-        self._sessions: set[Answering] = set()
+        self._sessions: dict[Answering, None] = {}
 
     async def accept(self, stream: Stream) -> None:
         """Serve one stream to its end; errors end only it."""
@@ -41,7 +41,7 @@ class Inbound:
             await stream.aclose()
             return
         session = Answering(stream, swarm)
-        self._sessions.add(session)
+        self._sessions[session] = None
         try:
             if swarm.dialling.joined(stream.peer, stream.remote_host, session):
                 await session.run(self._greeted)
@@ -51,7 +51,7 @@ class Inbound:
         finally:
             self._count(session)
             swarm.traffic.over(session)
-            self._sessions.discard(session)
+            self._sessions.pop(session, None)
             swarm.dialling.left(session)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS_MAX):
                 await stream.aclose()

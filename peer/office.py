@@ -189,7 +189,6 @@ class Office:
         following.heard_of_holder()
         growing, exchange, now = following.growing, self._swarm.exchange, trio.current_time()
         effects = exchange.has(now, peer, growing.id, new)  # what it tells of it has
-        following.heard_of_holder()
         return effects + exchange.grow(
             now, growing.id,
             growing.blocks[new.start : new.stop], growing.lengths[new.start : new.stop],

@@ -106,6 +106,8 @@ def choose(
     """(index, whom to ask, how urgently), best first; where given, only of those `asked`, and for
     `indexes` alone. The caller books each before it takes the next, so that lengths of queues are
     true. `peers` are all that are known."""
+    if not download.open:
+        return
     manifest = download.manifest
     ready = [
         (name, state)

@@ -43,6 +43,9 @@ TURN_SECONDS_MAX = 0.5
 AHEAD_BYTES_MAX = 1024 * 1024
 SPARE_AFTER_SECONDS = 0.2
 """Without a firm want: a gap between two is no room, for a busy uplink never makes up for it."""
+SPARE_SECONDS_MAX = 5.0
+"""Who waits longer for what it wants only if there is room is in need: the fellow that should bring
+it does not, and one that wants without end must not keep it out."""
 LOOKED_AT_MAX = 8
 """Of the blocks that one session waits for."""
 SENT_KEPT_MAX = 65_536
@@ -60,48 +63,48 @@ class Due:
 
 class Serving:
     def __init__(self) -> None:
-        self._queue: deque[Due] = deque()
+        self.queue: deque[Due] = deque()
 
     def want(self, message: Want, visible: bool, lengths: Sequence[int]) -> list[Refuse]:
         """`visible`: the asker may read that manifest; `lengths`: of its blocks, bytes."""
         if not visible or any(index >= len(lengths) for index in message.indexes):
             return [Refuse(message.request, "not-here", ())]
-        if len(self._queue) + len(message.indexes) > QUEUED_WANTS_MAX:
+        if len(self.queue) + len(message.indexes) > QUEUED_WANTS_MAX:
             return [Refuse(message.request, "over-limit", ())]
-        self._queue.extend(
+        self.queue.extend(
             Due(message.request, message.manifest, index, lengths[index], message.urgency)
             for index in message.indexes
         )
         return []
 
     def cancel(self, message: Cancel) -> None:
-        self._queue = deque(
+        self.queue = deque(
             due
-            for due in self._queue
+            for due in self.queue
             if due.request != message.request
             or (message.indexes and due.index not in message.indexes)
         )
 
     def first(self) -> list[Due]:
         """Those that may go next."""
-        return list(islice(self._queue, LOOKED_AT_MAX))
+        return list(islice(self.queue, LOOKED_AT_MAX))
 
     def take(self, first: Due, bytes_max: int) -> list[Due]:
         """`first`, and what follows in order, as urgent or more, while it fits into `bytes_max`."""
-        self._queue.remove(first)
+        self.queue.remove(first)
         taken = [first]
         bytes_max -= first.length
         while (
-            self._queue
-            and self._queue[0].length <= bytes_max
-            and self._queue[0].urgency <= max(first.urgency, Urgency.FIRM)
+            self.queue
+            and self.queue[0].length <= bytes_max
+            and self.queue[0].urgency <= max(first.urgency, Urgency.FIRM)
         ):
-            bytes_max -= self._queue[0].length
-            taken.append(self._queue.popleft())
+            bytes_max -= self.queue[0].length
+            taken.append(self.queue.popleft())
         return taken
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.queue)
 
 
 @dataclass(slots=True)
@@ -113,6 +116,8 @@ class _Session:
     turn_bytes: int = TURN_BYTES_START
     turns: list[float] = field(default_factory=list)
     """When those under way began."""
+    waits_since: float = float("inf")
+    """Since when it waits and has got nothing that it firmly wants."""
 
 
 class Uplink:
@@ -120,6 +125,8 @@ class Uplink:
 
     def __init__(self) -> None:
         self._sessions: dict[int, _Session] = {}
+        self._served: set[int] = set()
+        """Those with turns under way."""
         self._sent: OrderedDict[tuple[ManifestId, int], None] = OrderedDict()
         self._firm = float("-inf")
 
@@ -128,12 +135,14 @@ class Uplink:
 
     def leave(self, session: int) -> None:
         self._sessions.pop(session, None)
+        self._served.discard(session)
 
     def next(self, now: float) -> tuple[int, list[Due]] | None:
         """(session, what to send it now); tell `over` when it is sent."""
-        waiting = self._waiting()
-        running = sum(self._running(now, state) for state in self._sessions.values())
-        if not waiting or running >= TURNS_MAX:
+        if sum(self._running(now, self._sessions[n]) for n in self._served) >= TURNS_MAX:
+            return None
+        waiting = self._waiting(now)
+        if not waiting:
             return None
         most = TURNS_PER_SESSION_MAX if len(waiting) == 1 else 1
         fair = min(state.had_bytes for state in waiting.values()) + AHEAD_BYTES_MAX
@@ -143,21 +152,24 @@ class Uplink:
                 continue
             for due in state.serving.first():
                 sent = (due.manifest, due.index) in self._sent
-                spare = due.urgency is Urgency.SPARE
+                spare = due.urgency is Urgency.SPARE and now < state.waits_since + SPARE_SECONDS_MAX
                 ahead = state.had_bytes > fair
                 rank = (spare, ahead, sent, int(due.urgency), state.had_bytes, session)
                 if best is None or rank < best[0]:
                     best = rank, due
         if best is None:
             return None
-        (*_, session), first = best
-        if first.urgency is not Urgency.SPARE:
+        (spare, *_, session), first = best
+        if not spare:
             self._firm = now
         elif now < self._firm + SPARE_AFTER_SECONDS:
             return None
         state = self._sessions[session]
         taken = state.serving.take(first, state.turn_bytes)
         state.turns.append(now)
+        if first.urgency is not Urgency.SPARE:
+            state.waits_since = now
+        self._served.add(session)
         state.had_bytes += sum(due.length for due in taken)
         for due in taken:
             self._sent[due.manifest, due.index] = None
@@ -171,23 +183,26 @@ class Uplink:
         if state is None or not state.turns:
             return
         seconds = now - state.turns.pop(0)
+        if not state.turns:
+            self._served.remove(session)
         if seconds < TURN_SECONDS_LOW:
             state.turn_bytes = min(2 * state.turn_bytes, TURN_BYTES_MAX)
         elif seconds > TURN_SECONDS_HIGH:
             state.turn_bytes = max(state.turn_bytes // 2, TURN_BYTES_MIN)
 
-    def _waiting(self) -> dict[int, _Session]:
+    def _waiting(self, now: float) -> dict[int, _Session]:
         """Who wants something. Whoever did not a moment ago, or is new, is as well served as the
         one of the others that had least: it does not catch up."""
         busy = [s.had_bytes for s in self._sessions.values() if s.waits or s.turns]
         waiting = {}
-        for number, state in self._sessions.items():
+        for session, state in self._sessions.items():
             wants = len(state.serving) > 0
             if wants and not state.waits and not state.turns:
                 state.had_bytes = max(state.had_bytes, min(busy, default=0))
             state.waits = wants
+            state.waits_since = min(state.waits_since, now) if wants else float("inf")
             if wants:
-                waiting[number] = state
+                waiting[session] = state
         return waiting
 
     def _running(self, now: float, state: _Session) -> int:

@@ -111,6 +111,18 @@ def test_a_late_answer_to_a_cancelled_want_is_no_crime() -> None:
     assert not exchange.is_banned(A)
 
 
+def test_a_download_that_ends_cancels_only_what_no_other_wants() -> None:
+    exchange, effects = started(A)
+    (want,) = [effect for effect in effects if isinstance(effect, SendWant)]
+    exchange.start(0.1, N, IDS[:1], LENGTHS[:1], [0])
+    assert want.indexes[0] == 0
+    assert exchange.stop(0.2, M) == [SendCancel(A, want.request, want.indexes[1:])]
+    assert exchange.owed_by(A) == 1
+    sent = encode(BLOCKS[0].data, Codec.RAW)
+    kept = exchange.arrived(0.3, A, want.request, 0, sent)
+    assert [effect.places for effect in kept if isinstance(effect, Keep)] == [((N, 0),)]
+
+
 def test_what_a_lost_peer_owed_is_asked_of_others() -> None:
     exchange, effects = started(A, B)
     owed = set(wants(effects)[A])

@@ -8,6 +8,7 @@ from peer.serving import (
     AHEAD_BYTES_MAX,
     QUEUED_WANTS_MAX,
     SPARE_AFTER_SECONDS,
+    SPARE_SECONDS_MAX,
     TURN_SECONDS_MAX,
     TURNS_MAX,
     Due,
@@ -127,6 +128,14 @@ def test_spare_wants_wait_until_nothing_else_was_wanted_for_a_while() -> None:
     assert made.next(5.0 + SPARE_AFTER_SECONDS / 2) is None
     turn = made.next(5.1 + SPARE_AFTER_SECONDS)
     assert turn is not None and turn[0] == 0
+
+
+def test_who_wants_without_end_does_not_keep_out_who_waits_for_room() -> None:
+    """The fellow whose part it is does not bring it: then the polite would starve."""
+    flood = tuple(Want(request, M, tuple(range(32))) for request in range(16))
+    made = uplink(flood, (Want(0, M, (40,), Urgency.SPARE),))
+    assert (1, 40) not in order(made, 20, now=5.0)
+    assert (1, 40) in order(made, 20, now=5.0 + SPARE_SECONDS_MAX)
 
 
 def test_few_turns_at_once_and_none_waits_for_a_peer_that_does_not_read() -> None:

@@ -1,51 +1,46 @@
-"""Tier A: many peers with real machines (Exchange, Serving), everything else simulated.
+"""Tier A: many members with real machines, everything else simulated, everything from one seed.
 
-One heap of (time, ticket, action); time is a number, chance comes from the seed, and the same seed
-gives the same trace. Peers hold blocks of one NAR, know some neighbours, and share an uplink by
-turns. The checkers stand outside of the code under test and look at what it keeps and whom it bans.
-
-| fault   | what that peer does                                              |
-|---------|------------------------------------------------------------------|
-| liar    | flips a bit in every block it sends                              |
-| silent  | takes wants and sends nothing, until the world is healed         |
-| drip    | sends 2 KiB a second, until the world is healed                  |
-| refuses | announces everything and refuses every want                      |
-| leaves  | crashes, and comes back with its store when the world is healed  |
+An office of machines that all want the same few NARs. One NAR is at an upstream only, behind those
+who offer to fetch; the others are here already, at two members and at all who mean ill. Everybody
+has sessions with those who fetch and with some others, 32 in all; what goes wrong is in `faults`,
+what must hold in `checks`. At HEAL_SECONDS all that can end ends, and from then on everybody must
+complete.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from chunker.block import Block, Codec, Encoded
-from chunker.digest import ManifestId, block_id
-from peer.exchange import Ban, Effect, Exchange, Keep, SendCancel, SendWant
+from chunker.digest import ManifestId
+from peer.fetchers import Fetchers
+from peer.growing import Growing
 from peer.identity import PeerId
-from peer.messages import Cancel, Refuse, Want
-from peer.serving import Due, Serving
+from tests.sim.answers import Answers
+from tests.sim.checks import Checks, Violation
+from tests.sim.content import Content, Nar
+from tests.sim.faults import BEHAVIOURS, FAULTS, Fault, draw
+from tests.sim.flood import flood
+from tests.sim.member import Member
+from tests.sim.network import Clock, Link
 
-MANIFEST = ManifestId(b"m" * 32)
-BLOCK_BYTES = 4096
-BLOCKS = 24
-TICK_SECONDS = 0.25
-HAVE_SECONDS = 0.05
-LATENCY_SECONDS = 0.005
-UPLINK_BYTES_PER_SECOND = 64 * 1024
-DRIP_BYTES_PER_SECOND = 2 * 1024
-START_SECONDS_MAX = 3.0
-HEAL_SECONDS = 40.0
-END_SECONDS_MAX = 400.0
-NEIGHBOURS = 6
-FAULTS = ("liar", "silent", "drip", "refuses", "leaves")
-USEFUL_SHARE_MIN = 0.6
-
-
-class Violation(AssertionError):
-    """A checker saw something that must never be."""
+SESSIONS_MAX = 32
+BLOCKS = (9, 10, 11, 12) * 4 + (48,)
+FETCHERS = 4
+NEIGHBOURS = (4, 4, 6, 8, 12)
+HOLDERS = 2
+START_SECONDS_MAX = 2.0
+REDIAL_SECONDS = 0.5
+HEAL_SECONDS = 20.0
+HEALED_SECONDS_MAX = 90.0
+"""After that everybody has everything."""
+UPLINKS_BYTES_PER_SECOND = (1_000_000, 3_000_000, 10_000_000)
+WANS_BYTES_PER_SECOND = (1_000_000, 3_000_000)
+LATENCY_SECONDS = 0.002
+__all__ = ["FAULTS", "Outcome", "Violation", "World"]
 
 
 @dataclass(frozen=True)
@@ -56,281 +51,317 @@ class Outcome:
     peers: int
     seconds: float
     events: int
+    messages: int
+    message_bytes: int
     useful_bytes: int
     honest_bytes: int
     bans: int
+    origin_copies: int
+    owner_changes: int
+    queue_most: int
+    flights_most: int
+    faults: dict[str, int]
     trace: str
 
 
-@dataclass
-class Peer:
-    name: PeerId
-    exchange: Exchange
-    fault: str = ""
-    blocks: dict[int, bytes] = field(default_factory=dict)
-    neighbours: list[PeerId] = field(default_factory=list)
-    serving: dict[PeerId, Serving] = field(default_factory=dict)
-    news: list[int] = field(default_factory=list)
-    up: bool = False
-    life: int = 0
-    sending: bool = False
-    turn: int = 0
-
-    @property
-    def complete(self) -> bool:
-        return len(self.blocks) == BLOCKS
-
-
 class World:
-    def __init__(self, seed: int, peers: int, faults: tuple[str, ...] = FAULTS) -> None:
-        self.seed = seed
-        self.now = 0.0
-        self.chance = random.Random(seed)
-        self.content = [
-            Block.of(hashlib.shake_128(f"{seed} {n}".encode()).digest(BLOCK_BYTES))
-            for n in range(BLOCKS)
-        ]
-        self.ids = tuple(block.id for block in self.content)
-        names = [PeerId(f"peer-{n:05d}") for n in range(peers)]
-        self.peers = {name: Peer(name, Exchange(name)) for name in names}
-        self.useful_bytes = self.honest_bytes = self.bans = self.events = 0
-        self._healed = False
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._ticket = 0
-        self._trace = hashlib.sha256()
-        self._set_up(faults)
+    end_seconds = HEAL_SECONDS + HEALED_SECONDS_MAX
 
-    def _set_up(self, faults: tuple[str, ...]) -> None:
-        names = list(self.peers)
-        source = self.peers[names[0]]
-        source.blocks = {n: block.data for n, block in enumerate(self.content)}
-        # Each seed leaves some faults out, so that rare mixtures are seen as well.
-        drawn = [fault for fault in faults if self.chance.random() < 0.7]
-        for name in names[1:]:
-            peer = self.peers[name]
-            if drawn and self.chance.random() < 0.4:
-                peer.fault = self.chance.choice(drawn)
-            if peer.fault in ("liar", "silent", "drip", "refuses"):
-                peer.blocks = dict(source.blocks)
-            count = min(NEIGHBOURS, len(names) - 1)
-            peer.neighbours = self.chance.sample([n for n in names if n != name], count)
-            if source.name not in peer.neighbours:
-                peer.neighbours[0] = source.name
+    def __init__(self, seed: int, peers: int, faults: Sequence[str] = FAULTS) -> None:
+        self.seed = seed
+        self.chance = random.Random(seed)
+        self.clock = Clock()
+        self.content = self.make_content()
+        self.checks = Checks(seed, self.content.lies)
+        self.manifests: dict[ManifestId, Nar] = {nar.id: nar for nar in self.content.all}
+        self.owners: dict[ManifestId, PeerId] = {}
+        self.wan_rate = self.chance.choice(WANS_BYTES_PER_SECOND)
+        self.members: dict[PeerId, Member] = {}
+        self.links: list[Link] = []
+        self._links_of: dict[str, list[Link]] = {}
+        self.messages = self.message_bytes = self.origin_copies = self.owner_changes = 0
+        self._banned: set[frozenset[PeerId]] = set()
+        self._left: set[PeerId] = set()
+        self._undone: set[tuple[PeerId, str]] = set()
+        self._ill: set[PeerId] = set()
+        self._flooders: set[str] = set()
+        self._healed = False
+        self._trace = hashlib.sha256()
+        self._kinds: Counter[str] = Counter()
+        self.set_up(peers, faults)
+
+    # -- set-up ----------------------------------------------------------------------------------
+
+    def make_content(self) -> Content:
+        return Content(self.chance, self.chance.choice(BLOCKS))
+
+    def set_up(self, peers: int, faults: Sequence[str]) -> None:
+        chance = self.chance
+        names = [PeerId(f"peer-{n:05d}") for n in range(peers)]
         for name in names:
-            start = 0.0 if name == source.name else self.chance.random() * START_SECONDS_MAX
-            self.at(start, lambda peer=self.peers[name]: self._start(peer))  # type: ignore[misc]
-        self.at(HEAL_SECONDS, self._heal)
+            self.members[name] = Member(self, name, chance.choice(UPLINKS_BYTES_PER_SECOND))
+        fetchers = names[: max(2, min(FETCHERS, peers // 2))]
+        for name in fetchers:
+            self.members[name].share = 1024
+        owner = self._first_owner(fetchers)
+        safe = next(name for name in fetchers if name != owner)
+        drawn = draw(chance, [name for name in names if name != safe], owner, faults)
+        self._ill = {fault.member for fault in drawn if fault.kind in BEHAVIOURS}
+        fine = [name for name in names if name not in self._ill and name not in fetchers]
+        holders = [safe, *chance.sample(fine, min(HOLDERS - 1, len(fine)))]
+        _, static, small = self.content.all
+        for name, member in self.members.items():
+            wants = chance.random(), chance.random()
+            served = name in fetchers
+            member.wants = [self.content.growing]
+            member.wants += [static] if served or wants[0] < 0.5 else []
+            member.wants += [small] if served or wants[1] < 0.3 else []
+            if name in holders or name in self._ill:
+                self.hold(member, static)
+                self.hold(member, small)
+        for fault in drawn:
+            self._kinds[fault.kind] += 1
+            self._prepare(fault, name_is_holder=fault.member in holders)
+        self._connect(names, fetchers)
+        for name in names:
+            start = chance.random() * START_SECONDS_MAX
+            self.clock.at(0.0 if name in fetchers else start, self.start, name)
+        self.clock.at(HEAL_SECONDS, self._heal)
+
+    def _first_owner(self, fetchers: Sequence[PeerId]) -> PeerId:
+        shares = {name: self.members[name].share for name in fetchers}
+        return Fetchers().rank(0.0, self.content.growing.record.nar_hash, shares)[0]
+
+    def _connect(self, names: Sequence[PeerId], fetchers: Sequence[PeerId]) -> None:
+        """Everybody knows those who fetch, and by chance some of the others."""
+        count = self.chance.choice((*NEIGHBOURS, SESSIONS_MAX - len(fetchers)))
+        degree: Counter[PeerId] = Counter()
+        others = [name for name in names if name not in fetchers]
+        for n, one in enumerate(names):
+            if one in fetchers:
+                for other in names[n + 1 :]:
+                    self.link(one, other)
+                continue
+            for other in self.chance.sample(others, min(count, len(others))):
+                if other > one and max(degree[one], degree[other]) < count:
+                    degree.update((one, other))
+                    self.link(one, other)
+
+    def link(self, one: PeerId, other: PeerId) -> None:
+        latency = LATENCY_SECONDS * (0.5 + self.chance.random())
+        link = Link(self.clock, (one, other), latency)
+        self.links.append(link)
+        for name in (one, other):
+            self._links_of.setdefault(name, []).append(link)
+
+    @staticmethod
+    def hold(member: Member, nar: Nar) -> None:
+        member.has.append(nar)
+        member.layouts[nar.id] = nar
+        for wanted in nar.blocks:
+            member.store[wanted] = member.world.content.data[wanted]
+
+    def _prepare(self, fault: Fault, *, name_is_holder: bool) -> None:
+        member = self.members[fault.member]
+        match fault.kind:
+            case "liar":
+                member.lies = True
+            case "silent":
+                member.is_silent = True
+            case "drip":
+                member.drips = True
+            case "refuses":
+                member.refuses = fault.variant
+            case "flood":
+                member.floods = True
+                self._flooders.add(fault.member)
+            case "poison":
+                self._poison(member)
+            case "crash":
+                kept = name_is_holder or fault.member in self._ill
+                self.clock.at(fault.when, self._crash, fault, "kept" if kept else fault.variant)
+            case "owner" if fault.variant != "crash":
+                member.upstream = fault.variant
+            case _:
+                self.clock.at(fault.when, getattr(self, f"_{fault.kind}"), fault)
+
+    def _poison(self, member: Member) -> None:
+        growing, static, _ = self.content.all
+        for true in (growing, static):
+            lie = self.content.lie(true)
+            self.manifests[lie.id] = lie
+            member.lie[true.path] = lie
+        member.has = [nar for nar in member.has if nar.path != static.path]
+        self.hold(member, member.lie[static.path])
+
+    # -- the run ---------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Until every honest peer has everything. Raises Violation."""
-        while not self._done():
-            if not self._heap:
-                raise Violation(f"seed {self.seed}: nothing more happens, and not all are done")
-            self.now, _, action = heapq.heappop(self._heap)
-            if self.now > END_SECONDS_MAX:
-                left = [peer.name for peer in self.peers.values() if self._waits(peer)]
-                raise Violation(f"seed {self.seed}: not done after {self.now:.0f} s: {left}")
-            self.events += 1
-            action()
-        share = self.useful_bytes / max(self.honest_bytes, 1)
-        if share < USEFUL_SHARE_MIN:
-            raise Violation(f"seed {self.seed}: only {share:.2f} of the bytes were of use")
+        """Until every honest member has everything. Raises Violation."""
+        while self._undone or len(self._left) or not self._began():
+            if not self.clock.step():
+                self.checks.violated("nothing more happens, and not all are done")
+            if self.clock.now > self.end_seconds:
+                left = ", ".join(f"{name} {path[:6]}" for name, path in sorted(self._undone))
+                self.checks.violated(f"not done after {self.clock.now:.0f} s: {left}")
+        self.checks.ended(
+            list(self.members.values()), copies=self.origin_copies,
+            owner_changes=self.owner_changes,
+        )  # fmt: skip
+        checks = self.checks
         return Outcome(
-            self.seed, len(self.peers), self.now, self.events, self.useful_bytes,
-            self.honest_bytes, self.bans, self._trace.hexdigest(),
+            self.seed, len(self.members), self.clock.now, self.clock.events, self.messages,
+            self.message_bytes, checks.useful_bytes, checks.honest_bytes, checks.bans,
+            self.origin_copies, self.owner_changes, checks.queue_most, checks.flights_most,
+            dict(sorted(self._kinds.items())), self._trace.hexdigest(),
         )  # fmt: skip
 
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        self._ticket += 1
-        heapq.heappush(self._heap, (when, self._ticket, action))
+    def _began(self) -> bool:
+        return self.clock.now > START_SECONDS_MAX
 
-    def _done(self) -> bool:
-        return not any(self._waits(peer) for peer in self.peers.values())
+    def note(self, *words: object) -> None:
+        self._trace.update(f"{self.clock.now:.6f} {words}\n".encode())
 
-    def _waits(self, peer: Peer) -> bool:
-        return not peer.complete
+    def count(self, size: int) -> None:
+        self.messages += 1
+        self.message_bytes += size
 
-    def _note(self, *words: object) -> None:
-        self._trace.update(f"{self.now:.6f} {words}\n".encode())
+    def is_flooder(self, name: PeerId) -> bool:
+        """Also when it is healed: what it asked for still waits everywhere."""
+        return name in self._flooders
 
-    # -- lives ----------------------------------------------------------------------------------
+    def undone(self, member: Member, nar: Nar) -> None:
+        if member.name not in self._ill:
+            self._undone.add((member.name, nar.path))
 
-    def _start(self, peer: Peer) -> None:
-        if peer.up:
+    def done(self, member: Member, nar: Nar) -> None:
+        self.note("done", member.name, nar.path)
+        if all(wanted in member.store for wanted in nar.blocks):
+            self._undone.discard((member.name, nar.path))
+
+    def origin_asked(self, member: Member, nar: Nar, growing: Growing) -> None:
+        self.note("origin", member.name, nar.path)
+        self.origin_copies += nar is self.content.growing
+        self.owners[growing.id] = member.name
+        if member.name in self._ill:
+            self.owner_changes += 1  # sooner or later it will not be good enough for somebody
+
+    # -- lives and links -------------------------------------------------------------------------
+
+    def start(self, name: PeerId) -> None:
+        member = self.members[name]
+        if member.is_up:
             return
-        peer.up, peer.exchange, peer.serving, peer.sending = True, Exchange(peer.name), {}, False
-        peer.life += 1
-        lengths = (BLOCK_BYTES,) * BLOCKS
-        missing = [n for n in range(BLOCKS) if n not in peer.blocks]
-        self._note("start", peer.name)
-        if missing:
-            self._carry_out(
-                peer, peer.exchange.start(self.now, MANIFEST, self.ids, lengths, missing)
-            )
-            self._tick(peer, peer.life)
-        for name in peer.neighbours:
-            self._watch(peer, self.peers[name])
-        for other in self.peers.values():
-            if peer.name in other.neighbours and other.up:
-                self._watch(other, peer)
-        if peer.fault == "leaves" and not self._healed:
-            self.at(self.now + self.chance.random() * 5, lambda: self._leave(peer))
+        self.note("start", name)
+        self._left.discard(name)
+        self.owner_changes += bool(member.share) and self.clock.now > 0.0
+        member.start()
+        for link in self._links_of.get(name, ()):
+            self._open(link)
+        if member.floods:
+            flood(self, member, member.life)
 
-    def _leave(self, peer: Peer) -> None:
-        if self._healed:
+    def _open(self, link: Link) -> None:
+        one, other = (self.members[name] for name in link.ends)
+        banned = frozenset(link.ends) in self._banned
+        if link.is_up or banned or not (one.is_up and other.is_up):
             return
-        self._note("leave", peer.name)
-        peer.up = False
-        for other in self.peers.values():
-            if other.up and (peer.name in other.neighbours or other.name in peer.neighbours):
-                other.serving.pop(peer.name, None)
-                self._carry_out(other, other.exchange.peer_gone(self.now, peer.name))
+        link.is_up = True
+        one.joined(other.name, link)
+        other.joined(one.name, link)
+
+    def _cut(self, link: Link, *, again: bool) -> None:
+        if not link.is_up:
+            return
+        self.note("cut", *link.ends)
+        link.cut()
+        one, other = (self.members[name] for name in link.ends)
+        if one.share or other.share:
+            self.owner_changes += 1
+        one.left(other.name)
+        other.left(one.name)
+        if again:
+            pause = REDIAL_SECONDS * (1 + self.chance.random())
+            self.clock.later(pause, self._open, link)
+
+    def part(self, member: Member, peer: PeerId) -> None:
+        """`member` banned `peer`: neither will have a session with the other."""
+        self._banned.add(frozenset((member.name, peer)))
+        link = member.links.get(peer)
+        if link is not None:
+            self._cut(link, again=False)
+
+    def _down(self, member: Member) -> None:
+        self.note("down", member.name)
+        member.stop()
+        for link in list(member.links.values()):
+            self._cut(link, again=False)
+
+    # -- faults that are events ------------------------------------------------------------------
+
+    def _loss(self, fault: Fault) -> None:
+        links = list(self.members[fault.member].links.values())
+        if links and not self._healed:
+            self._cut(self.chance.choice(links), again=True)
+
+    def _delay(self, fault: Fault) -> None:
+        for link in self.members[fault.member].links.values():
+            link.latency += 0.5 * self.chance.random()
+
+    def _clog(self, fault: Fault) -> None:
+        member = self.members[fault.member]
+        self.owner_changes += bool(member.share)
+        for link in member.links.values():
+            link.hold(member.name, self.clock.now + fault.seconds)
+
+    def _partition(self, fault: Fault) -> None:
+        member = self.members[fault.member]
+        self.owner_changes += bool(member.share)
+        for link in list(member.links.values())[::2]:
+            link.hold(member.name, float("inf"))
+            self.clock.later(fault.seconds, self._give_up, link, link.life)
+
+    def _give_up(self, link: Link, life: int) -> None:
+        if link.life == life:
+            self._cut(link, again=True)
+
+    def _crash(self, fault: Fault, store: str) -> None:
+        member = self.members[fault.member]
+        if self._healed or not member.is_up:
+            return
+        self._down(member)
+        blocks = list(member.store)
+        lost = {"kept": [], "lost": blocks, "torn": blocks[len(blocks) // 2 :]}[store]
+        for wanted in lost:
+            del member.store[wanted]
+        self._left.add(member.name)
+        self.clock.later(fault.seconds, self.start, member.name)
+
+    def _leaves(self, fault: Fault) -> None:
+        member = self.members[fault.member]
+        if not self._healed and member.is_up:
+            self._down(member)
+            self._left.add(member.name)
+
+    def _owner(self, fault: Fault) -> None:
+        """Crash in the middle of what it gets for all, whenever that is."""
+        member = self.members[fault.member]
+        growing = member.fillings.get(self.content.growing.path)
+        if growing is not None and growing.bytes_known > growing.nar_size // 3:
+            self._crash(fault, "kept")
+        elif not self._healed:
+            self.clock.later(0.05, self._owner, fault)
 
     def _heal(self) -> None:
         self._healed = True
-        self._note("heal")
-        for peer in self.peers.values():
-            if peer.fault in ("silent", "drip"):
-                peer.fault = ""
-                self._send_next(peer)
-            if not peer.up:
-                self._start(peer)
-
-    def _tick(self, peer: Peer, life: int) -> None:
-        if peer.life == life and peer.up and not peer.complete:
-            self._carry_out(peer, peer.exchange.tick(self.now))
-            # A little jitter, so that equal deadlines do not always fall in one order.
-            jitter = self.chance.random() * 0.01
-            self.at(self.now + TICK_SECONDS + jitter, lambda: self._tick(peer, life))
-
-    # -- messages -------------------------------------------------------------------------------
-
-    def _deliver(self, sender: Peer, to: Peer, act: Callable[[], None]) -> None:
-        """Over a stream: in order, and gone when either end starts anew."""
-        lives = sender.life, to.life
-
-        def arrive() -> None:
-            if sender.up and to.up and (sender.life, to.life) == lives:
-                act()
-
-        self.at(self.now + LATENCY_SECONDS, arrive)
-
-    def _watch(self, watcher: Peer, holder: Peer) -> None:
-        if holder.up and not watcher.complete:
-            self._tell_have(holder, watcher, sorted(holder.blocks))
-
-    def _tell_have(self, holder: Peer, watcher: Peer, indexes: list[int]) -> None:
-        filling = not holder.complete
-
-        def heard() -> None:
-            effects = watcher.exchange.has(self.now, holder.name, MANIFEST, indexes, filling)
-            self._carry_out(watcher, effects)
-
-        self._deliver(holder, watcher, heard)
-
-    def _tell_news(self, holder: Peer) -> None:
-        news, holder.news = sorted(holder.news), []
-        for other in self.peers.values():
-            if other.up and holder.name in other.neighbours and not other.complete:
-                self._tell_have(holder, other, news)
-
-    def _carry_out(self, peer: Peer, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, SendWant):
-                want = Want(effect.request, effect.manifest, effect.indexes, effect.urgency)
-                self._to_server(peer, effect.peer, want)
-            elif isinstance(effect, SendCancel):
-                self._to_server(peer, effect.peer, Cancel(effect.request, effect.indexes))
-            elif isinstance(effect, Keep):
-                self._keep(peer, effect)
-            elif isinstance(effect, Ban):
-                self._banned(peer, effect)
-
-    def _to_server(self, peer: Peer, name: PeerId, message: Want | Cancel) -> None:
-        server = self.peers[name]
-        self._note("ask", peer.name, name, type(message).__name__, message.request)
-
-        def arrive() -> None:
-            serving = server.serving.setdefault(peer.name, Serving())
-            if isinstance(message, Cancel):
-                serving.cancel(message)
-            elif server.fault == "refuses":
-                self._refuse(server, peer, Refuse(message.request, "busy", message.indexes))
-            else:
-                for refusal in serving.want(message, True, (BLOCK_BYTES,) * BLOCKS):
-                    self._refuse(server, peer, refusal)
-                self._send_next(server)
-
-        self._deliver(peer, server, arrive)
-
-    def _refuse(self, server: Peer, peer: Peer, refusal: Refuse) -> None:
-        def arrive() -> None:
-            effects = peer.exchange.refused(
-                self.now, server.name, refusal.request, refusal.reason, refusal.indexes
-            )
-            self._carry_out(peer, effects)
-
-        self._deliver(server, peer, arrive)
-
-    # -- blocks ---------------------------------------------------------------------------------
-
-    def _send_next(self, server: Peer) -> None:
-        """One block at a time leaves; who is served goes round."""
-        if server.sending or not server.up or server.fault == "silent":
-            return
-        names = sorted(name for name, serving in server.serving.items() if len(serving))
-        if not names:
-            return
-        server.turn += 1
-        name = names[server.turn % len(names)]
-        queue = server.serving[name]
-        (due,) = queue.take(queue.first()[0], 1)
-        rate = DRIP_BYTES_PER_SECOND if server.fault == "drip" else UPLINK_BYTES_PER_SECOND
-        server.sending = True
-        life = server.life
-
-        def sent() -> None:
-            if server.life == life and server.up:
-                server.sending = False
-                self._block(server, self.peers[name], due)
-                self._send_next(server)
-
-        self.at(self.now + BLOCK_BYTES / rate, sent)
-
-    def _block(self, server: Peer, peer: Peer, due: Due) -> None:
-        if due.index not in server.blocks:
-            self._refuse(server, peer, Refuse(due.request, "not-here", (due.index,)))
-            return
-        data = server.blocks[due.index]
-        if server.fault == "liar":
-            data = bytes([data[0] ^ 1]) + data[1:]
-        else:
-            self.honest_bytes += len(data)
-
-        def arrive() -> None:
-            encoded = Encoded(Codec.RAW, len(data), data)
-            self._note("block", server.name, peer.name, due.index)
-            effects = peer.exchange.arrived(self.now, server.name, due.request, due.index, encoded)
-            self._carry_out(peer, effects)
-
-        self._deliver(server, peer, arrive)
-
-    # -- checkers -------------------------------------------------------------------------------
-
-    def _keep(self, peer: Peer, effect: Keep) -> None:
-        for _, index in effect.places:
-            if block_id(effect.block.data) != self.ids[index]:
-                raise Violation(f"seed {self.seed}: {peer.name} keeps a block that is not {index}")
-            if index in peer.blocks:
-                raise Violation(f"seed {self.seed}: {peer.name} keeps block {index} twice")
-            peer.blocks[index] = effect.block.data
-            self.useful_bytes += len(effect.block.data)
-            if not peer.news:
-                self.at(self.now + HAVE_SECONDS, lambda: self._tell_news(peer))
-            peer.news.append(index)
-
-    def _banned(self, peer: Peer, effect: Ban) -> None:
-        self._note("ban", peer.name, effect.peer)
-        self.bans += 1
-        if self.peers[effect.peer].fault != "liar":
-            raise Violation(f"seed {self.seed}: {peer.name} banned the honest {effect.peer}")
+        self.note("heal")
+        for member in self.members.values():
+            member.is_silent = member.drips = member.floods = False
+            member.refuses = ""
+            if not member.is_up:
+                self.start(member.name)
+            assert isinstance(member.answers, Answers)
+            member.answers.serve()
+        for link in self.links:
+            link.latency = min(link.latency, 2 * LATENCY_SECONDS)
+            self._open(link)

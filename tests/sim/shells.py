@@ -1,0 +1,277 @@
+"""Tier B: the shells as they are (Swarm, Office, Following, Deliveries, sessions), over streams in
+memory, with a clock that jumps and a scheduler that repeats.
+
+An office of 8 to 16 machines, each connected to each. Two to four of them have an upstream, which
+gives 64 KiB every 50 ms. Everybody wants the same NAR at about the same time; meanwhile members are
+cut off and come back, readers are cancelled at their n-th step, and who fetches for all is lost in
+the middle. In the end everybody has read the right bytes, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import trio
+import trio.testing
+
+from chunker.record import PathRecord
+from gateway.delivery import Body, Deliveries
+from gateway.narinfo import fingerprint
+from gateway.pump import BodyBroken
+from gateway.signing import KeyRing, SecretKey
+from gateway.trust import Admitted, admit
+from tests.peer.office import Node, Office, make_path, until
+
+NAR_BYTES = 2_400_000
+PIECE_BYTES = 64 * 1024
+PIECE_SECONDS = 0.05
+START_SECONDS_MAX = 1.5
+SECONDS_MAX = 300.0
+"""Of virtual time: in this everybody completes."""
+AGAIN_SECONDS = 0.5
+STEPS_MAX = 400
+SHELL_FAULTS = ("cut", "owner", "cancel")
+KEY = SecretKey("sim-1", bytes(32))
+
+
+class Leak(AssertionError):
+    """Something is left when all have read what they wanted."""
+
+
+@dataclass
+class Outcome:
+    """`broken`: bodies that were cut, by machine; `copies`: how often an upstream was read."""
+
+    seed: int
+    machines: int
+    seconds: float = 0.0
+    copies: int = 0
+    faults: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    away: set[str] = field(default_factory=set)
+    """Those that were cut off for a while."""
+    cancelled: set[str] = field(default_factory=set)
+    trace: str = ""
+
+
+@contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """Trio's scheduler repeats for the same seed, and threads are calls in the loop: a clock that
+    jumps would not wait for them. Private names of trio 0.22 to 0.30, held together here."""
+    run = trio._core._run
+    before = run._ALLOW_DETERMINISTIC_SCHEDULING, run._r.getstate(), trio.to_thread.run_sync
+
+    async def in_the_loop(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    run._r.seed(seed)
+    trio.to_thread.run_sync = in_the_loop
+    try:
+        yield
+    finally:
+        run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]
+        run._r.setstate(before[1])
+        trio.to_thread.run_sync = before[2]
+
+
+class Steps(trio.abc.Instrument):
+    """Writes down which task ran when, and cancels some at their n-th step."""
+
+    def __init__(self) -> None:
+        self.trace = hashlib.sha256()
+        self._left: dict[trio.lowlevel.Task, tuple[int, trio.CancelScope]] = {}
+
+    def cancel_at(self, steps: int, scope: trio.CancelScope) -> None:
+        self._left[trio.lowlevel.current_task()] = steps, scope
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.trace.update(f"{trio.current_time():.6f} {task.name}\n".encode())
+        if task in self._left:
+            steps, scope = self._left.pop(task)
+            if steps:
+                self._left[task] = steps - 1, scope
+            else:
+                scope.cancel()
+
+
+class Upstream:
+    """What Deliveries asks of an upstream, for one NAR."""
+
+    url = "sim://upstream"
+
+    def __init__(self, record: PathRecord, nar: bytes, outcome: Outcome) -> None:
+        self._info = SimpleNamespace(nar_hash=record.nar_hash)
+        self._nar = nar
+        self._outcome = outcome
+
+    async def narinfo(self, store_hash: str) -> Any:
+        await trio.sleep(PIECE_SECONDS)
+        return self._info
+
+    @asynccontextmanager
+    async def nar(self, info: Any) -> AsyncIterator[AsyncIterator[bytes]]:
+        self._outcome.copies += 1
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, len(self._nar), PIECE_BYTES):
+                await trio.sleep(PIECE_SECONDS)
+                yield self._nar[at : at + PIECE_BYTES]
+
+        yield pieces()
+
+
+class Machine:
+    """A node of the office with what reads through it."""
+
+    def __init__(self, name: str, node: Node, upstream: Upstream | None) -> None:
+        self.name = name
+        self.node = node
+        upstreams: Any = () if upstream is None else (upstream,)
+        self.deliveries = Deliveries(node.store, node.swarm, upstreams, KeyRing([]))
+
+    async def read(self, admitted: Admitted) -> bool:
+        """One GET, as Nix does it: whether it got the NAR. Raises BodyBroken."""
+        body = await self.deliveries.open(admitted)
+        if body is None:
+            return False
+        digest = hashlib.sha256()
+        async for data in _bytes_of(body, admitted.record.nar_size):
+            digest.update(data)
+        assert digest.digest() == admitted.record.nar_hash
+        return True
+
+    def check(self) -> None:
+        """Nothing is under way, and the books say so. Raises Leak."""
+        swarm = self.node.swarm
+        exchange = swarm.exchange
+        owed = [s for s in exchange._peers.values() if s.owed or s.spare or s.owed_bytes]
+        left = {
+            "fetches": swarm.fetches,
+            "downloads": exchange._downloads,
+            "flights": exchange._flights,
+            "wanted": exchange._wanted,
+            "owed": owed,
+            "fillings": self.deliveries.running(),
+            "queues": [s for s in swarm.inbound.met() if len(s.serving)],
+        }
+        leaks = [name for name, what in left.items() if what]
+        if leaks:
+            raise Leak(f"{self.name} has {', '.join(leaks)} left")
+
+
+async def _bytes_of(body: Body, size: int) -> AsyncIterator[bytes]:
+    found = body(0, size)
+    if isinstance(found, AsyncIterator):
+        async for data in found:
+            yield bytes(data)
+        return
+    buffer = bytearray(4 * 1024 * 1024)
+    while pieces := found.read(buffer):
+        for data in pieces:
+            yield bytes(data)
+
+
+class Scenario:
+    def __init__(self, seed: int, faults: tuple[str, ...]) -> None:
+        self._chance = random.Random(seed)
+        self._faults = faults
+        self._steps = Steps()
+        self._machines: list[Machine] = []
+        self.outcome = Outcome(seed, self._chance.randint(8, 16))
+        record, self._nar = make_path("path", NAR_BYTES)
+        record = replace(record, signatures=())
+        text = fingerprint(record.store_path, record.nar_hash, record.nar_size, record.references)
+        record = replace(record, signatures=(KEY.sign(text),))
+        self._admitted = admit(record, KeyRing([KEY.public]))
+
+    def run(self) -> Outcome:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        with deterministic(self.outcome.seed):
+            trio.run(self._main, clock=clock, instruments=[self._steps])
+        self.outcome.trace = self._steps.trace.hexdigest()
+        return self.outcome
+
+    async def _main(self) -> None:
+        with trio.fail_after(SECONDS_MAX):
+            async with trio.open_nursery() as nursery:
+                place = Office(nursery)
+                await self._start(place, nursery)
+                async with trio.open_nursery() as readers:
+                    for machine in self._machines:
+                        readers.start_soon(self._read, machine)
+                    for fault in self._drawn():
+                        readers.start_soon(fault, place)
+                self.outcome.seconds = trio.current_time()
+                await trio.sleep(2.0)  # for the last cancels and news to arrive
+                for machine in self._machines:
+                    machine.check()
+                nursery.cancel_scope.cancel()
+
+    async def _start(self, place: Office, nursery: trio.Nursery) -> None:
+        record = self._admitted.record
+        names = [f"machine-{n:02}" for n in range(self.outcome.machines)]
+        with_upstream = self._chance.randint(2, 4)
+        for n, name in enumerate(names):
+            node = await place.start(name, "gateway", *names[:n])
+            upstream = Upstream(record, self._nar, self.outcome) if n < with_upstream else None
+            machine = Machine(name, node, upstream)
+            await nursery.start(machine.deliveries.run)
+            self._machines.append(machine)
+        everybody = len(names) - 1
+        await until(lambda: all(len(m.node.swarm.sessions()) >= everybody for m in self._machines))
+
+    async def _read(self, machine: Machine) -> None:
+        await trio.sleep(self._chance.random() * START_SECONDS_MAX)
+        cancelled = "cancel" in self._faults and self._chance.random() < 0.4
+        if cancelled:
+            self.outcome.cancelled.add(machine.name)
+            with trio.CancelScope() as scope, suppress(BodyBroken):
+                self._steps.cancel_at(self._chance.randrange(STEPS_MAX), scope)
+                await machine.read(self._admitted)
+        while True:
+            try:
+                if await machine.read(self._admitted):
+                    return
+            except BodyBroken as error:
+                self.outcome.broken.append(machine.name)
+                assert "is not what was signed" not in str(error)
+            await trio.sleep(AGAIN_SECONDS)
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def _drawn(self) -> list[Callable[[Office], Any]]:
+        drawn = []
+        if "cut" in self._faults:
+            drawn += [self._cut] * self._chance.randint(0, self.outcome.machines // 3)
+        if "owner" in self._faults and self._chance.random() < 0.7:
+            drawn.append(self._lose_owner)
+        return drawn
+
+    async def _cut(self, place: Office) -> None:
+        machine = self._chance.choice(self._machines)
+        await trio.sleep(self._chance.random() * 3.0)
+        await self._away(place, machine, 0.5 + self._chance.random() * 5.0)
+
+    async def _lose_owner(self, place: Office) -> None:
+        for _ in range(200):
+            for machine in self._machines:
+                running = machine.deliveries.running()
+                if running and running[0].growing.bytes_known > NAR_BYTES // 3:
+                    await self._away(place, machine, 10.0)
+                    return
+            await trio.sleep(PIECE_SECONDS)
+
+    async def _away(self, place: Office, machine: Machine, seconds: float) -> None:
+        self.outcome.faults.append(f"{trio.current_time():.2f} cut {machine.name}")
+        self.outcome.away.add(machine.name)
+        place.network.cut(machine.node.peer)
+        await trio.sleep(seconds)
+        place.network.restore(machine.node.peer)

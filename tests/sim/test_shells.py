@@ -1,0 +1,84 @@
+"""The shells under faults: everybody reads the right bytes, nothing leaks, no GET breaks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+import gateway.delivery
+from peer.fetch import Fetch
+from tests.sim.shells import SHELL_FAULTS, Leak, Outcome, Scenario
+
+SEEDS = 30
+SEEDS_PER_TEST = 10
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def run(seed: int, faults: tuple[str, ...] = SHELL_FAULTS) -> Outcome:
+    try:
+        return Scenario(seed, faults).run()
+    except BaseException as error:
+        error.add_note(f"again: python -m tests.sim {seed} --shells --faults {','.join(faults)}")
+        raise
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
+def test_seeds_with_all_faults(first: int) -> None:
+    outcomes = [run(seed) for seed in range(first, first + SEEDS_PER_TEST)]
+    assert any(outcome.faults for outcome in outcomes)
+    assert any(outcome.cancelled for outcome in outcomes)
+
+
+def test_without_faults_the_upstream_is_read_once_and_no_body_breaks() -> None:
+    for seed in range(5):
+        outcome = run(seed, ())
+        assert outcome.copies == 1 and not outcome.broken
+
+
+def test_the_owner_of_a_fetch_is_lost_and_nobody_elses_get_fails() -> None:
+    outcomes = [run(seed, ("owner",)) for seed in range(8)]
+    lost = [outcome for outcome in outcomes if outcome.faults]
+    assert len(lost) >= 3
+    for outcome in lost:
+        assert set(outcome.broken) <= outcome.away
+        assert outcome.copies <= 3
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
+    assert run(seed).trace == run(seed).trace
+    assert run(seed).trace != run(seed + 100).trace
+
+
+def test_canary_a_fetch_that_is_never_closed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stay(self: Fetch) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Fetch, "close", stay)
+    with pytest.raises(BaseException) as caught:
+        run(4)
+    assert _has(caught.value, Leak)
+
+
+def test_canary_a_gateway_that_asks_no_holder_to_fetch_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The owner is lost, and of those who can fetch as well nobody is asked."""
+    monkeypatch.setattr(gateway.delivery, "OWNERS_ASKED_MAX", 0)
+    broken = [run(seed, ("owner",)) for seed in range(8)]
+    assert any(set(outcome.broken) - outcome.away for outcome in broken)
+
+
+def _has(error: BaseException, kind: type[BaseException]) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_has(inner, kind) for inner in error.exceptions)
+    return isinstance(error, kind)
