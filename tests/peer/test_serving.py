@@ -116,6 +116,23 @@ def test_bytes_are_shared_evenly_whoever_asks_for_more() -> None:
     assert sessions.count(2) >= len(sessions) / 3 - behind
 
 
+def test_who_wants_only_what_others_had_is_not_left_behind_by_who_wants_what_is_new() -> None:
+    """What nobody has goes first, but not for ever."""
+    every, lengths = tuple(range(64)), (100_000,) * 64
+    made = uplink((Want(0, M, every),))
+    assert len(order(made, 64)) == 64
+    made.leave(0)
+    new, old = Serving(), Serving()
+    for number in range(10):
+        new.want(Want(number, ManifestId(bytes([number]) * 32), every), True, lengths)
+    old.want(Want(0, M, every), True, lengths)
+    made.join(1, new)
+    made.join(2, old)
+    sessions = [session for session, _ in order(made, 60)]
+    behind = AHEAD_BYTES_MAX // 100_000 + 2
+    assert sessions.count(2) >= len(sessions) / 2 - behind
+
+
 def test_a_reader_goes_before_who_fetches_ahead() -> None:
     ahead = (Want(0, M, (1,), Urgency.FIRM),)
     reads = (Want(0, M, (2,), Urgency.SOON),)
