@@ -53,6 +53,9 @@ class Following(Fetch):
         """Joins the one that is under way, if there is one behind this owner."""
         growing = Growing(record, owner)
         running = swarm.fetches.get(growing.id)
+        if running is not None and running.failed:
+            await running.close()  # its readers go elsewhere; it must not be in the way
+            running = swarm.fetches.get(growing.id)
         if running is not None and not running.failed:
             return running
         following = cls(swarm, growing, public)
@@ -92,6 +95,11 @@ class Following(Fetch):
         """A reader gave it up."""
         if self.growing.state is Growth.GROWING:
             self._swarm.office.lost(self.owner)
+
+    def blame(self) -> None:
+        """Its owner made it up, and is asked last for a while also for other NARs."""
+        super().blame()
+        self._swarm.office.lost(self.owner)
 
     async def grown(self, message: Grown) -> tuple[range, list[int]]:
         """(the indexes that are new, those of them that are not here). Raises RemoteError."""

@@ -83,7 +83,7 @@ class Office:
                     await swarm.ban(owner, str(error))
                 except PeerError as error:
                     log.info("%s", error)
-        if found is None or found.nar_hash != record.nar_hash:
+        if found is None or found.nar_hash != record.nar_hash or self._is_lie(owner, found):
             self._fetchers.failed(trio.current_time(), owner)
             return None
         if found.manifest == growing_id(record, owner):
@@ -94,9 +94,14 @@ class Office:
         return await Following.follow(self._swarm, record, owner, public)
 
     def owner_of(self, offer: PathRecord) -> PeerId | None:
-        """Who makes this manifest, if it is one that grows and its owner is connected."""
+        """Who makes this manifest, if it is one that grows, its owner is connected, and it was not
+        found to be a lie."""
         peers = self._swarm.sessions()
-        return next((peer for peer in peers if growing_id(offer, peer) == offer.manifest), None)
+        owner = next((peer for peer in peers if growing_id(offer, peer) == offer.manifest), None)
+        return None if owner is None or self._is_lie(owner, offer) else owner
+
+    def _is_lie(self, owner: PeerId, offer: PathRecord) -> bool:
+        return self._swarm.questions.is_blamed(owner, offer.manifest)
 
     def lost(self, owner: PeerId) -> None:
         """It began, and did not go on."""

@@ -207,6 +207,9 @@ class Questions:
             self._blamed.clear()
         self._blamed.add((peer, manifest))
 
+    def is_blamed(self, peer: PeerId, manifest: ManifestId) -> bool:
+        return (peer, manifest) in self._blamed
+
     def ranked(
         self, record: PathRecord, offers: Sequence[Offer]
     ) -> list[tuple[ManifestId, list[PeerId]]]:

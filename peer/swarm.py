@@ -4,8 +4,7 @@
     inbound stream ------------> Answering (Library) --reads--> store, catalogue
 
 No decision is made here: whom to ask for a block is `exchange`, for a path `questions`; who may
-have what is `catalogue`, what a NAR needs is `fetch`. A session that breaks is dropped, its peer's
-debts go to others; whom to dial when, and who is kept when there are many, is `acquaintances`.
+have what `catalogue`, what a NAR needs `fetch`, whom to dial `acquaintances`.
 """
 
 from __future__ import annotations
@@ -171,7 +170,8 @@ class Swarm(Library):
             self._watch(peer, fetch.id)
 
     async def end(self, fetch: Fetch) -> None:
-        if self.fetches.pop(fetch.id, None) is not None:
+        if self.fetches.get(fetch.id) is fetch:
+            del self.fetches[fetch.id]
             self.traffic.end(fetch.id)
             await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
             if not isinstance(fetch.manifest, Growing):

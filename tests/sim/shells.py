@@ -20,8 +20,10 @@ from typing import Any
 import trio
 import trio.testing
 
+from chunker.ingest import Ingest
 from chunker.record import PathRecord
 from gateway.delivery import Body, Deliveries
+from gateway.filling import Filling
 from gateway.narinfo import fingerprint
 from gateway.pump import BodyBroken
 from gateway.signing import KeyRing, SecretKey
@@ -36,7 +38,7 @@ SECONDS_MAX = 300.0
 """Of virtual time: in this everybody completes."""
 AGAIN_SECONDS = 0.5
 STEPS_MAX = 400
-SHELL_FAULTS = ("cut", "owner", "cancel")
+SHELL_FAULTS = ("cut", "owner", "cancel", "poison")
 KEY = SecretKey("sim-1", bytes(32))
 
 
@@ -54,6 +56,9 @@ class Outcome:
     copies: int = 0
     faults: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    deceived: list[str] = field(default_factory=list)
+    """Those that read a lie to its end."""
+    poisoner: str = ""
     away: set[str] = field(default_factory=set)
     """Those that were cut off for a while."""
     cancelled: set[str] = field(default_factory=set)
@@ -148,6 +153,20 @@ class Machine:
         assert digest.digest() == admitted.record.nar_hash
         return True
 
+    def poison(self, lie: bytes) -> None:
+        """From now on it says of another NAR that it is the one that was asked for."""
+        real, upstreams = self.deliveries.fill, self.deliveries._upstreams
+        for upstream in upstreams:
+            upstream._nar = lie  # type: ignore[attr-defined]
+
+        def fill(record: PathRecord) -> Filling | None:
+            filling = real(record)
+            if filling is not None:
+                filling._finish = lambda ingest: _pretend(filling, ingest)  # type: ignore
+            return filling
+
+        self.deliveries.fill = fill  # type: ignore[method-assign]
+
     def check(self) -> None:
         """Nothing is under way, and the books say so. Raises Leak."""
         swarm = self.node.swarm
@@ -165,6 +184,10 @@ class Machine:
         leaks = [name for name, what in left.items() if what]
         if leaks:
             raise Leak(f"{self.name} has {', '.join(leaks)} left")
+
+
+def _pretend(filling: Filling, ingest: Ingest) -> None:
+    filling.manifest, _ = ingest.finish_unchecked()
 
 
 async def _bytes_of(body: Body, size: int) -> AsyncIterator[bytes]:
@@ -204,8 +227,11 @@ class Scenario:
             async with trio.open_nursery() as nursery:
                 place = Office(nursery)
                 await self._start(place, nursery)
+                liar = self._poisoned()
                 async with trio.open_nursery() as readers:
                     for machine in self._machines:
+                        if machine is liar:
+                            continue
                         readers.start_soon(self._read, machine)
                     for fault in self._drawn():
                         readers.start_soon(fault, place)
@@ -241,9 +267,20 @@ class Scenario:
                 if await machine.read(self._admitted):
                     return
             except BodyBroken as error:
-                self.outcome.broken.append(machine.name)
-                assert "is not what was signed" not in str(error)
+                deceived = "is not what was signed" in str(error)
+                (self.outcome.deceived if deceived else self.outcome.broken).append(machine.name)
             await trio.sleep(AGAIN_SECONDS)
+
+    def _poisoned(self) -> Machine | None:
+        """Who would fetch for all, and lies; it reads nothing itself."""
+        if "poison" not in self._faults or self._chance.random() < 0.5:
+            return None
+        first = self._machines[-1].node.swarm.office.rank(self._admitted.record)[0]
+        liar = next(machine for machine in self._machines if machine.node.peer == first)
+        broken, other = self._nar[:-4096] + bytes(4096), make_path("other", NAR_BYTES)[1]
+        liar.poison(self._chance.choice((broken, other)))
+        self.outcome.poisoner = liar.name
+        return liar
 
     # -- faults ----------------------------------------------------------------------------------
 
