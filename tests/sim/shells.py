@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -125,12 +125,13 @@ class Upstream:
     async def nar(self, info: Any) -> AsyncIterator[AsyncIterator[bytes]]:
         self._outcome.copies += 1
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes, None]:
             for at in range(0, len(self._nar), PIECE_BYTES):
                 await trio.sleep(PIECE_SECONDS)
                 yield self._nar[at : at + PIECE_BYTES]
 
-        yield pieces()
+        async with aclosing(pieces()) as source:
+            yield source
 
 
 class Machine:
@@ -148,8 +149,9 @@ class Machine:
         if body is None:
             return False
         digest = hashlib.sha256()
-        async for data in _bytes_of(body, admitted.record.nar_size):
-            digest.update(data)
+        async with aclosing(_bytes_of(body, admitted.record.nar_size)) as pieces:
+            async for data in pieces:
+                digest.update(data)
         assert digest.digest() == admitted.record.nar_hash
         return True
 
@@ -190,12 +192,14 @@ def _pretend(filling: Filling, ingest: Ingest) -> None:
     filling.manifest, _ = ingest.finish_unchecked()
 
 
-async def _bytes_of(body: Body, size: int) -> AsyncIterator[bytes]:
+async def _bytes_of(body: Body, size: int) -> AsyncGenerator[bytes, None]:
     found = body(0, size)
-    if isinstance(found, AsyncIterator):
-        async for data in found:
-            yield bytes(data)
+    if isinstance(found, AsyncGenerator):
+        async with aclosing(found):
+            async for data in found:
+                yield bytes(data)
         return
+    assert not isinstance(found, AsyncIterator)
     buffer = bytearray(4 * 1024 * 1024)
     while pieces := found.read(buffer):
         for data in pieces:
@@ -275,8 +279,9 @@ class Scenario:
         """Who would fetch for all, and lies; it reads nothing itself."""
         if "poison" not in self._faults or self._chance.random() < 0.5:
             return None
-        first = self._machines[-1].node.swarm.office.rank(self._admitted.record)[0]
-        liar = next(machine for machine in self._machines if machine.node.peer == first)
+        ranked = self._machines[-1].node.swarm.office.rank(self._admitted.record)
+        machines = {machine.node.peer: machine for machine in self._machines}
+        liar = machines[ranked[0]] if ranked else self._machines[0]
         broken, other = self._nar[:-4096] + bytes(4096), make_path("other", NAR_BYTES)[1]
         liar.poison(self._chance.choice((broken, other)))
         self.outcome.poisoner = liar.name
