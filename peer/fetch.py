@@ -149,6 +149,8 @@ class Fetch:
 
     async def arrived(self, index: int, patience_seconds: float = STUCK_SECONDS_MAX) -> None:
         """Wait until block `index` is stored here. Raises NotHere."""
+        if index >= len(self.manifest.blocks):  # a reader that began behind other blocks
+            raise NotHere(f"{self.record.store_path} has no block {index} here")
         deadline = float("inf")
         while index in self._missing:
             if self.failed:

@@ -159,7 +159,8 @@ class Following(Fetch):
         await self._keep(*found)
 
     def blame(self) -> None:
-        """Only the owner: others told of what they have."""
+        """Only the owner, who is asked last for a while also for other NARs; the others told of
+        what they have."""
         self.fail("it is not what was signed")
         self._swarm.questions.blame(self.owner, self.id)
         self._swarm.office.lost(self.owner)

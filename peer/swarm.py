@@ -4,8 +4,7 @@
     inbound stream ------------> Answering (Library) --reads--> store, catalogue
 
 No decision is made here: whom to ask for a block is `exchange`, for a path `questions`; who may
-have what is `catalogue`, what a NAR needs is `fetch`. A session that breaks is dropped, its peer's
-debts go to others; whom to dial when, and who is kept when there are many, is `acquaintances`.
+have what `catalogue`, what a NAR needs `fetch`, whom to dial `acquaintances`.
 """
 
 from __future__ import annotations

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import trio
 import trio.testing
 
+from chunker.ingest import Ingest
 from chunker.record import PathRecord
 from gateway.delivery import Body, Deliveries
+from gateway.filling import Filling
 from gateway.narinfo import fingerprint
 from gateway.pump import BodyBroken
 from gateway.signing import KeyRing, SecretKey
@@ -36,7 +38,7 @@ SECONDS_MAX = 300.0
 """Of virtual time: in this everybody completes."""
 AGAIN_SECONDS = 0.5
 STEPS_MAX = 400
-SHELL_FAULTS = ("cut", "owner", "cancel")
+SHELL_FAULTS = ("cut", "owner", "cancel", "poison")
 KEY = SecretKey("sim-1", bytes(32))
 
 
@@ -54,6 +56,9 @@ class Outcome:
     copies: int = 0
     faults: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    deceived: list[str] = field(default_factory=list)
+    """Those that read a lie to its end."""
+    poisoner: str = ""
     away: set[str] = field(default_factory=set)
     """Those that were cut off for a while."""
     cancelled: set[str] = field(default_factory=set)
@@ -120,12 +125,13 @@ class Upstream:
     async def nar(self, info: Any) -> AsyncIterator[AsyncIterator[bytes]]:
         self._outcome.copies += 1
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes, None]:
             for at in range(0, len(self._nar), PIECE_BYTES):
                 await trio.sleep(PIECE_SECONDS)
                 yield self._nar[at : at + PIECE_BYTES]
 
-        yield pieces()
+        async with aclosing(pieces()) as source:
+            yield source
 
 
 class Machine:
@@ -143,10 +149,25 @@ class Machine:
         if body is None:
             return False
         digest = hashlib.sha256()
-        async for data in _bytes_of(body, admitted.record.nar_size):
-            digest.update(data)
+        async with aclosing(_bytes_of(body, admitted.record.nar_size)) as pieces:
+            async for data in pieces:
+                digest.update(data)
         assert digest.digest() == admitted.record.nar_hash
         return True
+
+    def poison(self, lie: bytes) -> None:
+        """From now on it says of another NAR that it is the one that was asked for."""
+        real, upstreams = self.deliveries.fill, self.deliveries._upstreams
+        for upstream in upstreams:
+            upstream._nar = lie  # type: ignore[attr-defined]
+
+        def fill(record: PathRecord) -> Filling | None:
+            filling = real(record)
+            if filling is not None:
+                filling._finish = lambda ingest: _pretend(filling, ingest)  # type: ignore
+            return filling
+
+        self.deliveries.fill = fill  # type: ignore[method-assign]
 
     def check(self) -> None:
         """Nothing is under way, and the books say so. Raises Leak."""
@@ -167,11 +188,16 @@ class Machine:
             raise Leak(f"{self.name} has {', '.join(leaks)} left")
 
 
-async def _bytes_of(body: Body, size: int) -> AsyncIterator[bytes]:
+def _pretend(filling: Filling, ingest: Ingest) -> None:
+    filling.manifest, _ = ingest.finish_unchecked()
+
+
+async def _bytes_of(body: Body, size: int) -> AsyncGenerator[bytes, None]:
     found = body(0, size)
     if isinstance(found, AsyncIterator):
-        async for data in found:
-            yield bytes(data)
+        async with aclosing(cast(Any, found)):
+            async for data in found:
+                yield bytes(data)
         return
     buffer = bytearray(4 * 1024 * 1024)
     while pieces := found.read(buffer):
@@ -204,8 +230,11 @@ class Scenario:
             async with trio.open_nursery() as nursery:
                 place = Office(nursery)
                 await self._start(place, nursery)
+                liar = self._poisoned()
                 async with trio.open_nursery() as readers:
                     for machine in self._machines:
+                        if machine is liar:
+                            continue
                         readers.start_soon(self._read, machine)
                     for fault in self._drawn():
                         readers.start_soon(fault, place)
@@ -241,9 +270,21 @@ class Scenario:
                 if await machine.read(self._admitted):
                     return
             except BodyBroken as error:
-                self.outcome.broken.append(machine.name)
-                assert "is not what was signed" not in str(error)
+                deceived = "is not what was signed" in str(error)
+                (self.outcome.deceived if deceived else self.outcome.broken).append(machine.name)
             await trio.sleep(AGAIN_SECONDS)
+
+    def _poisoned(self) -> Machine | None:
+        """Who would fetch for all, and lies; it reads nothing itself."""
+        if "poison" not in self._faults or self._chance.random() < 0.5:
+            return None
+        ranked = self._machines[-1].node.swarm.office.rank(self._admitted.record)
+        machines = {machine.node.peer: machine for machine in self._machines}
+        liar = machines[ranked[0]] if ranked else self._machines[0]
+        broken, other = self._nar[:-4096] + bytes(4096), make_path("other", NAR_BYTES)[1]
+        liar.poison(self._chance.choice((broken, other)))
+        self.outcome.poisoner = liar.name
+        return liar
 
     # -- faults ----------------------------------------------------------------------------------
 

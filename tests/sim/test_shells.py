@@ -53,6 +53,21 @@ def test_the_owner_of_a_fetch_is_lost_and_nobody_elses_get_fails() -> None:
         assert outcome.copies <= 3
 
 
+def test_a_lie_that_grows_costs_each_machine_one_get() -> None:
+    outcomes = [run(seed, ("poison",)) for seed in range(12)]
+    deceived = [outcome.deceived for outcome in outcomes]
+    assert any(deceived)
+    for names in deceived:
+        assert len(names) == len(set(names))
+
+
+def test_an_owner_whose_upstream_failed_does_not_stand_in_the_way_of_itself() -> None:
+    """It is followed again while others still read what failed: one download of that name at once,
+    and the end of the first is not that of the second."""
+    outcomes = [run(seed, ("poison",)) for seed in (1, 6, 8)]
+    assert all(outcome.poisoner and not outcome.deceived for outcome in outcomes)
+
+
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     assert run(seed).trace == run(seed).trace
