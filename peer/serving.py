@@ -31,8 +31,6 @@ from .messages import Cancel, Refuse, Urgency, Want
 
 QUEUED_WANTS_MAX = 1024
 TURNS_MAX = 4
-TURNS_PER_SESSION_MAX = 2
-"""One is read from disk while the other is sent."""
 TURN_BYTES_START = 2 * BLOCK_BYTES_AVERAGE
 TURN_BYTES_MIN = 1
 """At least one block goes in any case."""
@@ -144,11 +142,10 @@ class Uplink:
         waiting = self._waiting(now)
         if not waiting:
             return None
-        most = TURNS_PER_SESSION_MAX if len(waiting) == 1 else 1
         fair = min(state.had_bytes for state in waiting.values()) + AHEAD_BYTES_MAX
         best: tuple[tuple[bool, bool, bool, int, int, int], Due] | None = None
         for session, state in waiting.items():
-            if len(state.turns) >= most:
+            if state.turns:
                 continue
             for due in state.serving.first():
                 sent = (due.manifest, due.index) in self._sent

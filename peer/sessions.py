@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 RECEIVE_BYTES = 1024 * 1024
 SEND_BYTES_MAX = OUTGOING_BYTES_MAX + FRAME_BYTES_MAX + CONTROL_BYTES_MAX + 2 * HEADER.size
 TICK_SECONDS = 5.0
-UNSENT_BYTES = 64 * 1024
+UNSENT_BYTES = 256 * 1024
 """In the kernel; more waits here, where its order can still change."""
 CLOSE_SECONDS_MAX = 1.0
 DRAIN_SECONDS_MAX = 1.0
