@@ -8,6 +8,7 @@ A rotten block is refused and forgotten here, so nobody can blame us for it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -87,7 +88,7 @@ class Sending:
                     continue
                 self._work = trio.Event()
                 # Also when a turn has lasted too long to be waited for, or there is room for more.
-                with trio.move_on_after(PAUSE_SECONDS):
+                with trio.move_on_after(PAUSE_SECONDS if self._uplink.is_wanted() else math.inf):
                     await self._work.wait()
 
     async def _turn(self, session: int, dues: Sequence[Due]) -> None:

@@ -135,6 +135,10 @@ class Uplink:
         self._sessions.pop(session, None)
         self._served.discard(session)
 
+    def is_wanted(self) -> bool:
+        """Somebody waits for something, if only for room."""
+        return any(len(state.serving) for state in self._sessions.values())
+
     def next(self, now: float) -> tuple[int, list[Due]] | None:
         """(session, what to send it now); tell `over` when it is sent."""
         if sum(self._running(now, self._sessions[n]) for n in self._served) >= TURNS_MAX:
