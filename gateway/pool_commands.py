@@ -244,9 +244,9 @@ def _one(held: Sequence[Held], name: str | None, *, with_key: bool = False) -> H
     """The pool that was meant. Raises UsageError."""
     named = [p for p in held if name is None or name in (p.description.name, p.id)]
     if not named:
-        named = "" if name is None else f" named {name}"
+        called = "" if name is None else f" named {name}"
         raise UsageError(
-            f"this machine is in no pool{named}; make one with narswarm pool create NAME, or come "
+            f"this machine is in no pool{called}; make one with narswarm pool create NAME, or come "
             "in with narswarm pool join CODE"
         )
     able = [pool for pool in named if pool.key is not None or not with_key]
