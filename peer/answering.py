@@ -53,7 +53,7 @@ HELLO_SECONDS_MAX = 10.0
 RECEIVE_BYTES = 64 * 1024
 HAVE_DELAY_SECONDS = 0.1
 SEND_SECONDS_MAX = 60.0
-"""For one message; a peer slower than that is given up."""
+"""For one message, or the blocks of one turn; a peer slower than that is given up."""
 SIGN_SECONDS = 1.0
 """That bytes come is said so often where no block comes."""
 WATCHES_MAX = 4096
@@ -115,19 +115,20 @@ class Answering:
         self.blocks_sent += blocks
         self.bytes_sent += payload_bytes
 
-    async def send(self, *parts: Bytes) -> None:
-        """One message; others may come between two. Without a pass through the loop where nobody
-        else is sending: that costs as much as sealing a block."""
-        try:
-            self._writing.acquire_nowait()
-        except trio.WouldBlock:
-            await self._writing.acquire()
-        try:
-            with trio.fail_after(SEND_SECONDS_MAX):
-                for part in parts:
-                    await self._stream.send_all(part)
-        finally:
-            self._writing.release()
+    async def send(self, messages: Sequence[Sequence[Bytes]]) -> None:
+        """Each message in its parts; others may come between two. Without a pass through the loop
+        where nobody else is sending: that costs as much as sealing a block."""
+        with trio.fail_after(SEND_SECONDS_MAX):
+            for parts in messages:
+                try:
+                    self._writing.acquire_nowait()
+                except trio.WouldBlock:
+                    await self._writing.acquire()
+                try:
+                    for part in parts:
+                        await self._stream.send_all(part)
+                finally:
+                    self._writing.release()
 
     async def flush(self) -> None:
         await self._stream.flush()
@@ -241,7 +242,7 @@ class Answering:
                 raise RemoteError(f"{self.peer} sent {type(message).__name__} as a question")
 
     async def _say(self, message: Message) -> None:
-        await self.send(encode(message))
+        await self.send([[encode(message)]])
 
     def _found(self, message: Find) -> Found:
         records: list[tuple[int, bytes]] = []

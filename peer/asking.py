@@ -33,6 +33,7 @@ from .messages import (
     Message,
     Please,
     Refuse,
+    Sent,
     Show,
     SummaryDelta,
     SummaryPart,
@@ -221,6 +222,9 @@ class Asking:
         return False
 
     async def _dispatch(self, message: Message) -> None:
+        if isinstance(message, Sent):  # most messages
+            await self._handler(self.peer, message)
+            return
         answer = self._answers.get(getattr(message, "request", -1))
         if answer is not None and isinstance(message, Found | ManifestPart | Refuse):
             try:

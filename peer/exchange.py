@@ -205,15 +205,18 @@ class Exchange:
         wanted = state.owed.get((request, index)) or state.spare.get((request, index))
         if wanted is None:
             return []
-        flight = next(f for f in self._flights[wanted] if f.peer == peer)
-        self._land(wanted, peer)
-        asked = None if flight.spare else now - flight.since
-        state.gave(now, len(encoded.payload), asked)
         try:
             block = verify(wanted, encoded)
         except BlockCorrupt as error:
             return [Ban(peer, str(error)), *self.ban(now, peer)]
-        copies = [SendCancel(f.peer, f.request, (f.index,)) for f in self._land(wanted)]
+        copies: list[Effect] = []
+        for flight in self._flights.pop(wanted):
+            self._peers[flight.peer].over(flight.request, flight.index, flight.length)
+            if flight.peer == peer:
+                asked = None if flight.spare else now - flight.since
+                state.gave(now, len(encoded.payload), asked)
+            else:
+                copies.append(SendCancel(flight.peer, flight.request, (flight.index,)))
         keep = Keep(block, peer, tuple(self._got(wanted)))
         if not state.free_blocks():
             return [keep, *copies]
@@ -292,12 +295,8 @@ class Exchange:
         ended = [flight for flight in flights if peer is None or flight.peer == peer]
         left = [flight for flight in flights if not (peer is None or flight.peer == peer)]
         for flight in ended:
-            state = self._peers.get(flight.peer)
-            place = (flight.request, flight.index)
-            if state is None or state.spare.pop(place, None) is not None:
-                continue
-            if state.owed.pop(place, None) is not None:
-                state.owed_bytes -= flight.length
+            if (state := self._peers.get(flight.peer)) is not None:
+                state.over(flight.request, flight.index, flight.length)
         if left:
             self._flights[wanted] = left
         else:
@@ -312,10 +311,10 @@ class Exchange:
         return SendCancel(peer, request, tuple(indexes) if waits else ())
 
     def _got(self, wanted: BlockId) -> list[tuple[ManifestId, int]]:
+        """A block that was in flight came; so it is open nowhere."""
         places = self._wanted.pop(wanted, [])
         for manifest, index in places:
             self._downloads[manifest].missing.discard(index)
-            self._downloads[manifest].open.discard(index)
         return places
 
     def _unwant(self, wanted: BlockId, manifest: ManifestId, index: int) -> None:

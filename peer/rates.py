@@ -20,8 +20,11 @@ class Rate:
         if self._since is None:
             self._since = now
         self.total += count
-        self._drop_old(now)
-        self._slots[int(now)] = self._slots.get(int(now), 0) + count
+        slot = int(now)
+        if slot not in self._slots:
+            self._drop_old(now)
+            self._slots[slot] = 0
+        self._slots[slot] += count
 
     def reach(self, now: float, total: int) -> None:
         """`total` is what another counter shows now; it never goes back."""

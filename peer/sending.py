@@ -40,8 +40,8 @@ class Receiver(Protocol):
 
     serving: Serving
 
-    async def send(self, *parts: Bytes) -> None:
-        """One message. Raises PeerError or trio.TooSlowError."""
+    async def send(self, messages: Sequence[Sequence[Bytes]]) -> None:
+        """Each in its parts. Raises PeerError or trio.TooSlowError."""
         ...
 
     async def flush(self) -> None:
@@ -98,8 +98,7 @@ class Sending:
                 # One trip to a thread for several blocks: it costs as much as hashing one.
                 blocks, size, answers = await trio.to_thread.run_sync(self._read_all, dues)
                 receiver.sent(blocks, size)
-                for answer in answers:
-                    await receiver.send(*answer)
+                await receiver.send(answers)
                 if size < FLUSHED_BYTES_MAX:
                     await receiver.flush()
         except (PeerError, trio.TooSlowError) as error:

@@ -110,6 +110,11 @@ class Standing:
         # One more for each block that came: a peer is not flooded before it has shown its rate.
         self.depth_blocks = min(aim, self.depth_blocks + 1)
 
+    def over(self, request: int, index: int, length: int) -> None:
+        """It owes this block no longer."""
+        if self.spare.pop((request, index), None) is None and self.owed.pop((request, index), None):
+            self.owed_bytes -= length
+
     def fails(self, now: float) -> bool:
         """Silent for too long, or dripping."""
         if not self.owed:
