@@ -112,7 +112,8 @@ class Standing:
 
     def over(self, request: int, index: int, length: int) -> None:
         """It owes this block no longer."""
-        if self.spare.pop((request, index), None) is None and self.owed.pop((request, index), None):
+        place = request, index
+        if self.spare.pop(place, None) is None and self.owed.pop(place, None) is not None:
             self.owed_bytes -= length
 
     def fails(self, now: float) -> bool:
