@@ -72,7 +72,7 @@ class World:
         self.chance = random.Random(seed)
         self.clock = Clock()
         self.content = self.make_content()
-        self.checks = Checks(seed, self.content.lies)
+        self.checks = Checks(seed, self.content)
         self.manifests: dict[ManifestId, Nar] = {nar.id: nar for nar in self.content.all}
         self.owners: dict[ManifestId, PeerId] = {}
         self.wan_rate = self.chance.choice(WANS_BYTES_PER_SECOND)
