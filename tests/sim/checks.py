@@ -7,6 +7,8 @@ a lie about a NAR costs each member that NAR once
 the upstream is asked once, and once more for every change of owner
 of the bytes that honest members sent, most were of use
 all that ends leaves empty books behind
+what rots at rest is sent to nobody
+who cannot store asks for nothing more, and nobody tells of what it lacks
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Checks:
     def __init__(self, seed: int, content: Content) -> None:
         self.useful_bytes = self.honest_bytes = self.bans = self.lies_told = 0
         self.sent_bytes: Counter[PeerId] = Counter()
-        self.queue_most = self.flights_most = 0
+        self.queue_most = self.flights_most = self.rotten_found = self.unstored = 0
+        self._rotten: set[tuple[PeerId, BlockId]] = set()
         self._seed = seed
         self._true, self._lies = content.data, content.lies
         self._flights: dict[PeerId, dict[PeerId, Flights]] = defaultdict(dict)
@@ -160,10 +163,29 @@ class Checks:
         if length > QUEUED_WANTS_MAX:
             self.violated(f"{member.name} lets {length} wants of one peer wait")
 
-    def sent(self, member: Member, peer: PeerId, block: BlockId, size: int) -> None:
-        if block not in self._lies and not member.world.is_flooder(peer):
-            self.honest_bytes += size
-            self.sent_bytes[member.name] += size
+    def sent(self, member: Member, peer: PeerId, block: BlockId, data: bytes) -> None:
+        if data != self._true[block]:
+            self.violated(f"{member.name} sends {peer} a block that rots")
+        world = member.world
+        if block in self._lies or world.is_flooder(peer) or world.members[peer].is_full:
+            return
+        self.honest_bytes += len(data)
+        self.sent_bytes[member.name] += len(data)
+
+    # -- the disk --------------------------------------------------------------------------------
+
+    def rots(self, member: Member, block: BlockId) -> None:
+        self._rotten.add((member.name, block))
+
+    def not_stored(self, member: Member, keep: Keep) -> None:
+        self.unstored += 1
+        exchange = member.exchange
+        if exchange._flights or exchange._downloads:
+            self.violated(f"{member.name} cannot store, and asks for more")
+
+    def told(self, member: Member, manifest: ManifestId, index: int) -> None:
+        if member.layouts[manifest].blocks[index] not in member.store:
+            self.violated(f"{member.name} tells of block {index}, which it does not hold")
 
     # -- in the end ------------------------------------------------------------------------------
 
@@ -175,7 +197,7 @@ class Checks:
             self.violated(f"only {share:.2f} of the bytes were of use")
         for member in members:
             for wanted, data in member.store.items():
-                if self._true[wanted] != data:
+                if self._true[wanted] != data and (member.name, wanted) not in self._rotten:
                     self.violated(f"the store of {member.name} holds what it should not")
             if member.is_up and not member.by_manifest:
                 self._books(member)
