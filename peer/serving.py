@@ -109,8 +109,6 @@ class Serving:
 class _Session:
     serving: Serving
     had_bytes: int = 0
-    waits: bool = False
-    """It wanted something when we looked last."""
     turn_bytes: int = TURN_BYTES_START
     turns: list[float] = field(default_factory=list)
     """When those under way began."""
@@ -123,6 +121,8 @@ class Uplink:
 
     def __init__(self) -> None:
         self._sessions: dict[int, _Session] = {}
+        self._waited: dict[int, _Session] = {}
+        """Those that wanted something when we looked last."""
         self._served: set[int] = set()
         """Those with turns under way."""
         self._sent: OrderedDict[tuple[ManifestId, int], None] = OrderedDict()
@@ -137,7 +137,7 @@ class Uplink:
 
     def is_wanted(self) -> bool:
         """Somebody waits for something, if only for room."""
-        return any(len(state.serving) for state in self._sessions.values())
+        return any(state.serving.queue for state in self._sessions.values())
 
     def next(self, now: float) -> tuple[int, list[Due]] | None:
         """(session, what to send it now); tell `over` when it is sent."""
@@ -194,16 +194,19 @@ class Uplink:
     def _waiting(self, now: float) -> dict[int, _Session]:
         """Who wants something. Whoever did not a moment ago, or is new, is as well served as the
         one of the others that had least: it does not catch up."""
-        busy = [s.had_bytes for s in self._sessions.values() if s.waits or s.turns]
-        waiting = {}
-        for session, state in self._sessions.items():
-            wants = len(state.serving) > 0
-            if wants and not state.waits and not state.turns:
-                state.had_bytes = max(state.had_bytes, min(busy, default=0))
-            state.waits = wants
-            state.waits_since = min(state.waits_since, now) if wants else float("inf")
-            if wants:
-                waiting[session] = state
+        waited = self._waited
+        waiting = {n: state for n, state in self._sessions.items() if state.serving.queue}
+        new = [state for n, state in waiting.items() if n not in waited and not state.turns]
+        if new:
+            busy = [s.had_bytes for n, s in self._sessions.items() if n in waited or s.turns]
+            least = min(busy, default=0)
+            for state in new:
+                state.had_bytes = max(state.had_bytes, least)
+        for session in waited.keys() - waiting.keys():
+            waited[session].waits_since = float("inf")
+        for state in waiting.values():
+            state.waits_since = min(state.waits_since, now)
+        self._waited = waiting
         return waiting
 
     def _running(self, now: float, state: _Session) -> int:

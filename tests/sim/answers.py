@@ -81,6 +81,7 @@ class Answers:
 
     def note(self, manifest: ManifestId, index: int) -> None:
         """A block came in: tell who watches and has not said that it holds it."""
+        self._world.checks.told(self._member, manifest, index)
         holds = self._member.exchange.holds
         for session in self.sessions.values():
             if manifest in session.watches and not holds(session.peer, manifest, index):
@@ -217,13 +218,13 @@ class Answers:
     def _block(self, peer: PeerId, due: Due) -> None:
         member = self._member
         blocks = member.layouts[due.manifest].blocks
-        data = member.store.get(blocks[due.index]) if due.index < len(blocks) else None
+        data = member.read(blocks[due.index]) if due.index < len(blocks) else None
         if data is None:
             self._refuse(peer, Refuse(due.request, "not-here", (due.index,)))
             return
         if member.lies:
             data = bytes([data[0] ^ 1]) + data[1:]
         else:
-            self._world.checks.sent(member, peer, blocks[due.index], len(data))
+            self._world.checks.sent(member, peer, blocks[due.index], data)
         encoded = Encoded(Codec.RAW, len(data), data)
         member.say(peer, "heard_block", due.request, due.index, encoded, size=15 + len(data))

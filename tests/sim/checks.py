@@ -7,22 +7,24 @@ a lie about a NAR costs each member that NAR once
 the upstream is asked once, and once more for every change of owner
 of the bytes that honest members sent, most were of use
 all that ends leaves empty books behind
+what rots at rest is sent to nobody
+who cannot store asks for nothing more, and nobody tells of what it lacks
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chunker.block import Encoded
-from chunker.digest import BlockId, ManifestId, block_id
+from chunker.digest import BlockId, ManifestId
 from peer.effects import Ban, Effect, Keep, SendCancel, SendWant
 from peer.identity import PeerId
 from peer.messages import Refuse
 from peer.serving import QUEUED_WANTS_MAX
 from peer.standing import DEPTH_BLOCKS_MAX
-from tests.sim.content import Nar
+from tests.sim.content import Content
 
 if TYPE_CHECKING:
     from tests.sim.member import Member
@@ -40,12 +42,13 @@ class Violation(AssertionError):
 
 
 class Checks:
-    def __init__(self, seed: int, lies: Mapping[BlockId, Nar]) -> None:
+    def __init__(self, seed: int, content: Content) -> None:
         self.useful_bytes = self.honest_bytes = self.bans = self.lies_told = 0
         self.sent_bytes: Counter[PeerId] = Counter()
-        self.queue_most = self.flights_most = 0
+        self.queue_most = self.flights_most = self.rotten_found = self.unstored = 0
+        self._rotten: set[tuple[PeerId, BlockId]] = set()
         self._seed = seed
-        self._lies = lies
+        self._true, self._lies = content.data, content.lies
         self._flights: dict[PeerId, dict[PeerId, Flights]] = defaultdict(dict)
         self._copies: dict[PeerId, Counter[BlockId]] = defaultdict(Counter)
         self._wasted: dict[PeerId, Counter[ManifestId]] = defaultdict(Counter)
@@ -106,9 +109,12 @@ class Checks:
         """What the exchange waits for is what was asked, and not cancelled, refused or sent."""
         flights = self._flights[member.name]
         for peer, state in member.exchange._peers.items():
-            waits, asked = state.owed.keys() | state.spare.keys(), flights.get(peer, {}).keys()
-            if waits != asked:
-                self.violated(f"{member.name} and {peer} differ on {sorted(waits ^ asked)}")
+            asked = flights.get(peer, {})
+            if not (asked or state.owed or state.spare):
+                continue
+            waits = state.owed.keys() | state.spare.keys()
+            if waits != asked.keys():
+                self.violated(f"{member.name} and {peer} differ on {sorted(waits ^ asked.keys())}")
 
     # -- having ----------------------------------------------------------------------------------
 
@@ -118,7 +124,7 @@ class Checks:
     ) -> None:  # fmt: skip
         """`effects` are what the exchange said to it, and not yet carried out."""
         wanted = self._landed(member, peer, request, (index,))
-        lied = wanted is not None and block_id(encoded.payload) != wanted
+        lied = wanted is not None and self._true[wanted] != encoded.payload
         bans = [effect.peer for effect in effects if isinstance(effect, Ban)]
         if lied and bans != [peer]:
             self.violated(f"{member.name} was lied to by {peer} and does not ban it")
@@ -132,7 +138,7 @@ class Checks:
         block = keep.block
         for manifest, index in keep.places:
             wanted = member.layouts[manifest].blocks[index]
-            if block.id != wanted or block_id(block.data) != wanted:
+            if block.id != wanted or self._true[wanted] != block.data:
                 self.violated(f"{member.name} keeps a block that is not {index}")
         if block.id in member.store and block.id not in member.filled:
             self.violated(f"{member.name} keeps a block twice")
@@ -157,10 +163,29 @@ class Checks:
         if length > QUEUED_WANTS_MAX:
             self.violated(f"{member.name} lets {length} wants of one peer wait")
 
-    def sent(self, member: Member, peer: PeerId, block: BlockId, size: int) -> None:
-        if block not in self._lies and not member.world.is_flooder(peer):
-            self.honest_bytes += size
-            self.sent_bytes[member.name] += size
+    def sent(self, member: Member, peer: PeerId, block: BlockId, data: bytes) -> None:
+        if data != self._true[block]:
+            self.violated(f"{member.name} sends {peer} a block that rots")
+        world = member.world
+        if block in self._lies or world.is_flooder(peer) or world.members[peer].is_full:
+            return
+        self.honest_bytes += len(data)
+        self.sent_bytes[member.name] += len(data)
+
+    # -- the disk --------------------------------------------------------------------------------
+
+    def rots(self, member: Member, block: BlockId) -> None:
+        self._rotten.add((member.name, block))
+
+    def not_stored(self, member: Member, keep: Keep) -> None:
+        self.unstored += 1
+        exchange = member.exchange
+        if exchange._flights or exchange._downloads:
+            self.violated(f"{member.name} cannot store, and asks for more")
+
+    def told(self, member: Member, manifest: ManifestId, index: int) -> None:
+        if member.layouts[manifest].blocks[index] not in member.store:
+            self.violated(f"{member.name} tells of block {index}, which it does not hold")
 
     # -- in the end ------------------------------------------------------------------------------
 
@@ -172,7 +197,7 @@ class Checks:
             self.violated(f"only {share:.2f} of the bytes were of use")
         for member in members:
             for wanted, data in member.store.items():
-                if member.world.content.data[wanted] != data:
+                if self._true[wanted] != data and (member.name, wanted) not in self._rotten:
                     self.violated(f"the store of {member.name} holds what it should not")
             if member.is_up and not member.by_manifest:
                 self._books(member)

@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import blake3
 
@@ -31,7 +32,7 @@ class Nar:
     blocks: tuple[BlockId, ...]
     lengths: tuple[int, ...]
 
-    @property
+    @cached_property
     def path(self) -> str:
         return self.record.store_hash
 

@@ -15,6 +15,8 @@
 | crash      | down for some seconds; its store is kept, lost, or torn at the end                 |
 | leaves     | goes away, and comes back with its store when the world is healed                  |
 | owner      | who gets the NAR for all crashes in the middle, or its upstream fails or stalls    |
+| rots       | a bit flips in some of the blocks that it holds                                    |
+| full       | its disk takes nothing for some seconds                                            |
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from dataclasses import dataclass
 
 BEHAVIOURS = ("liar", "silent", "drip", "refuses", "poison", "flood")
 EVENTS = ("loss", "delay", "clog", "partition", "crash", "leaves", "owner")
-FAULTS = BEHAVIOURS + EVENTS
+DISK = ("rots", "full")
+WITHOUT_DISK = BEHAVIOURS + EVENTS
+FAULTS = WITHOUT_DISK + DISK
 VARIANTS = {
     "refuses": ("busy", "not-here"),
     "crash": ("kept", "lost", "torn"),
@@ -34,6 +38,7 @@ VARIANTS = {
 SEED_HAS_FAULT = 0.6
 BEHAVES_SHARE = 0.25
 EVENTS_SHARE = 0.5
+DISK_SHARE = 0.3
 BEGIN_SECONDS_MAX = 6.0
 LAST_SECONDS_MAX = 8.0
 FLOODS_MAX = 2
@@ -52,7 +57,9 @@ def draw(
     chance: random.Random, names: Sequence[str], owner: str, kinds: Sequence[str]
 ) -> list[Fault]:
     """`owner` is whose turn it will be to ask the upstream. Each seed leaves some kinds out, so
-    that rare mixtures are seen as well."""
+    that rare mixtures are seen as well. Disks come last: seeds with a story were found without."""
+    disk = [kind for kind in kinds if kind in DISK]
+    kinds = [kind for kind in kinds if kind not in DISK]
     kinds = [kind for kind in kinds if len(kinds) == 1 or chance.random() < SEED_HAS_FAULT]
     faults = []
     behaviours = [kind for kind in kinds if kind in BEHAVIOURS]
@@ -70,6 +77,10 @@ def draw(
             faults.append(_fault(chance, chance.choice(events), chance.choice(names)))
     if "owner" in kinds:
         faults.append(_fault(chance, "owner", owner))
+    for kind in disk:
+        if len(disk) == 1 or chance.random() < SEED_HAS_FAULT:
+            count = max(1, int(len(names) * DISK_SHARE * chance.random()))
+            faults += [_fault(chance, kind, name) for name in chance.sample(names, count)]
     return faults
 
 

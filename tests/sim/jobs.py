@@ -108,8 +108,9 @@ class Job:
                 continue
             self._turned.add(owner)
             if owner == member.name:
+                if member.fill(self.nar) is None:
+                    continue
                 self._is_filling = True
-                member.fill(self.nar)
                 return
             self._asked = owner
             member.say(owner, "heard_please", self.nar, self._attempt, size=400)
@@ -260,7 +261,7 @@ class Job:
         self._is_filling = False
         if self._id is not None:
             self._end()
-        self._done()
+        self._read()
 
     def filling_failed(self) -> None:
         if self._is_filling:
@@ -278,13 +279,25 @@ class Job:
         if not wrong:
             self._member.got(self.nar)
             self._member.answers.restate(manifest)
-            self._done()
+            self._read()
             return
         for source in sources:
             self._member.questions.blame(source, manifest)
         if owner is not None:
             self._member.fetchers.failed(self._world.clock.now, owner)
         self._again() if owner is None else self.seek()
+
+    def not_stored(self) -> None:
+        """The disk is full: Nix is told so, and asks again."""
+        self._end()
+        self._again()
+
+    def _read(self) -> None:
+        """All of it, as the reader does; it asks again where a block is rotten."""
+        if all([self._member.read(wanted) is not None for wanted in self.nar.blocks]):
+            self._done()
+        else:
+            self._again()
 
     def _fail(self) -> None:
         growing, owner = self._layout, self.owner

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from chunker.block import Encoded
+from chunker.block import Codec, Encoded, verify
 from chunker.digest import BlockId, ManifestId
+from chunker.errors import BlockCorrupt
 from chunker.record import PathRecord
 from chunker.store import MemoryStore
 from peer.catalogue import Catalogue
@@ -57,7 +58,7 @@ class Member:
         self.wants: list[Nar] = []
         self.has: list[Nar] = []
         """What it can offer whole, also lies."""
-        self.lies = self.is_silent = self.drips = self.floods = False
+        self.lies = self.is_silent = self.drips = self.floods = self.is_full = False
         self.refuses = ""
         self.lie: dict[str, Nar] = {}
         """By path: what it says that an upstream gave it."""
@@ -250,6 +251,12 @@ class Member:
             self.by_manifest[effect.manifest].stuck()
 
     def _keep(self, effect: Keep) -> None:
+        """On a full disk every download is over, as `Swarm._not_stored` has it."""
+        if self.is_full:
+            for job in list(self.by_manifest.values()):
+                job.not_stored()
+            self.world.checks.not_stored(self, effect)
+            return
         block = effect.block
         self.world.checks.kept(self, effect)
         self.store[block.id] = block.data if isinstance(block.data, bytes) else bytes(block.data)
@@ -258,6 +265,19 @@ class Member:
             job = self.by_manifest.get(manifest)
             if job is not None:
                 job.present(index)
+
+    def read(self, wanted: BlockId) -> bytes | None:
+        """Verified, and forgotten if it is rotten, as `BlockStore.get` says."""
+        data = self.store.get(wanted)
+        if data is None or data is self.world.content.data[wanted]:
+            return data  # untouched since it was hashed: to do that again costs a third of the run
+        try:
+            verify(wanted, Encoded(Codec.RAW, len(data), data))
+        except BlockCorrupt:
+            del self.store[wanted]
+            self.world.checks.rotten_found += 1
+            return None
+        return data
 
     def ban(self, peer: PeerId, reason: str) -> None:
         self.world.checks.banned(self, peer, reason)
@@ -297,7 +317,7 @@ class Member:
     def fill(self, nar: Nar) -> Growing | None:
         """Get it from the upstream, for all; None where there is none, or it just failed."""
         growing = self.fillings.get(nar.path)
-        if growing is None and self.share:
+        if growing is None and self.share and not self.is_full:
             true = self.lie.get(nar.path, nar)
             growing = Growing(nar.record, self.name)
             assert growing.id == growing_id(nar.record, self.name)
@@ -317,6 +337,9 @@ class Member:
             return
         if self.upstream and index > len(nar.blocks) // 2:
             self._upstream_fails(nar, growing)
+            return
+        if self.is_full:
+            self._filling_fails(nar, growing, self.life)
             return
         wanted = nar.blocks[index]
         self.store[wanted] = self.world.content.data[wanted]

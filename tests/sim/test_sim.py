@@ -17,10 +17,12 @@ import pytest
 import peer.exchange
 from chunker.block import Block, Encoded
 from chunker.digest import BlockId
-from peer.effects import Effect
+from peer.effects import Effect, Keep
 from peer.exchange import Exchange
 from peer.serving import Due, Uplink
-from tests.sim.faults import FAULTS
+from tests.sim.faults import FAULTS, WITHOUT_DISK
+from tests.sim.jobs import Job
+from tests.sim.member import Member
 from tests.sim.world import Outcome, Violation, World
 
 HERE = Path(__file__).parent
@@ -54,7 +56,7 @@ def run(seed: int, peers: int, faults: tuple[str, ...] = FAULTS) -> Outcome:
 
 @pytest.mark.parametrize(("seed", "peers"), KNOWN)
 def test_seeds_with_a_story(seed: int, peers: int) -> None:
-    run(seed, peers)
+    run(seed, peers, WITHOUT_DISK)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
@@ -84,6 +86,18 @@ def test_a_flood_fills_a_queue_and_no_more() -> None:
 
 def test_an_owner_that_is_lost_costs_one_more_copy() -> None:
     assert max(run(seed, 24, ("owner",)).origin_copies for seed in range(8)) >= 2
+
+
+def test_what_rots_is_found_by_its_holder_and_costs_nobody_a_ban() -> None:
+    outcomes = [run(seed, 32, ("rots",)) for seed in range(4)]
+    assert sum(outcome.rotten_found for outcome in outcomes) > 0
+    assert sum(outcome.bans for outcome in outcomes) == 0
+
+
+def test_a_full_disk_is_its_owners_alone() -> None:
+    outcomes = [run(seed, 32, ("full",)) for seed in range(4)]
+    assert sum(outcome.unstored for outcome in outcomes) > 0
+    assert sum(outcome.bans for outcome in outcomes) == 0
 
 
 def test_the_same_seed_gives_the_same_trace_whatever_the_hash_seed() -> None:
@@ -155,3 +169,40 @@ def test_canary_an_exchange_that_forgets_what_it_asked_is_caught(
     with pytest.raises(Violation, match="differ on"):
         for seed in range(60):
             World(seed, 32, ("owner", "loss", "clog", "crash")).run()
+
+
+def test_canary_a_holder_that_does_not_hash_again_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def trust(wanted: BlockId, encoded: Encoded) -> Block:
+        return Block(wanted, encoded.payload, encoded)
+
+    monkeypatch.setattr("tests.sim.member.verify", trust)
+    with pytest.raises(Violation, match="a block that rots"):
+        for seed in range(10):
+            World(seed, 24, ("rots",)).run()
+
+
+def test_canary_a_full_disk_that_ends_no_download_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Job, "not_stored", lambda self: None)
+    with pytest.raises(Violation, match="cannot store, and asks for more"):
+        for seed in range(10):
+            World(seed, 24, ("full",)).run()
+
+
+def test_canary_a_member_that_tells_of_what_it_could_not_store_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Member._keep
+
+    def boast(self: Member, effect: Keep) -> None:
+        real(self, effect)
+        for manifest, index in effect.places:
+            self.answers.note(manifest, index)
+
+    monkeypatch.setattr(Member, "_keep", boast)
+    with pytest.raises(Violation, match="which it does not hold"):
+        for seed in range(10):
+            World(seed, 24, ("full",)).run()

@@ -40,6 +40,8 @@ HEALED_SECONDS_MAX = 90.0
 UPLINKS_BYTES_PER_SECOND = (1_000_000, 3_000_000, 10_000_000)
 WANS_BYTES_PER_SECOND = (1_000_000, 3_000_000)
 LATENCY_SECONDS = 0.002
+ROTTEN_BLOCKS_MAX = 4
+"""Of one member, at once."""
 __all__ = ["FAULTS", "Outcome", "Violation", "World"]
 
 
@@ -58,6 +60,9 @@ class Outcome:
     bans: int
     origin_copies: int
     owner_changes: int
+    rotten_found: int
+    unstored: int
+    """Blocks that came to a full disk."""
     queue_most: int
     flights_most: int
     faults: dict[str, int]
@@ -72,7 +77,7 @@ class World:
         self.chance = random.Random(seed)
         self.clock = Clock()
         self.content = self.make_content()
-        self.checks = Checks(seed, self.content.lies)
+        self.checks = Checks(seed, self.content)
         self.manifests: dict[ManifestId, Nar] = {nar.id: nar for nar in self.content.all}
         self.owners: dict[ManifestId, PeerId] = {}
         self.wan_rate = self.chance.choice(WANS_BYTES_PER_SECOND)
@@ -212,7 +217,8 @@ class World:
         return Outcome(
             self.seed, len(self.members), self.clock.now, self.clock.events, self.messages,
             self.message_bytes, checks.useful_bytes, checks.honest_bytes, checks.bans,
-            self.origin_copies, self.owner_changes, checks.queue_most, checks.flights_most,
+            self.origin_copies, self.owner_changes, checks.rotten_found, checks.unstored,
+            checks.queue_most, checks.flights_most,
             dict(sorted(self._kinds.items())), self._trace.hexdigest(),
         )  # fmt: skip
 
@@ -352,11 +358,30 @@ class World:
         elif not self._healed:
             self.clock.later(0.05, self._owner, fault)
 
+    def _rots(self, fault: Fault) -> None:
+        member = self.members[fault.member]
+        self.owner_changes += 2 * bool(member.share)  # what it held for all is lost to some
+        held = list(member.store)
+        for wanted in self.chance.sample(held, min(len(held), ROTTEN_BLOCKS_MAX)):
+            data = member.store[wanted]
+            member.store[wanted] = bytes([data[0] ^ 1]) + data[1:]
+            self.checks.rots(member, wanted)
+
+    def _full(self, fault: Fault) -> None:
+        member = self.members[fault.member]
+        self.owner_changes += 2 * bool(member.share)
+        member.is_full = not self._healed
+        self.clock.later(fault.seconds, self._cleared, member)
+
+    @staticmethod
+    def _cleared(member: Member) -> None:
+        member.is_full = False
+
     def _heal(self) -> None:
         self._healed = True
         self.note("heal")
         for member in self.members.values():
-            member.is_silent = member.drips = member.floods = False
+            member.is_silent = member.drips = member.floods = member.is_full = False
             member.refuses = ""
             if not member.is_up:
                 self.start(member.name)
