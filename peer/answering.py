@@ -51,7 +51,7 @@ from .wire import (
 
 HELLO_SECONDS_MAX = 10.0
 RECEIVE_BYTES = 64 * 1024
-HAVE_DELAY_SECONDS = 0.1
+HAVE_DELAY_SECONDS = 0.2
 SEND_SECONDS_MAX = 60.0
 """For one message, or the blocks of one turn; a peer slower than that is given up."""
 SIGN_SECONDS = 1.0
