@@ -162,13 +162,13 @@ class Exchange:
         if download is None or peer in self._banned:
             return []
         state = self._peers.setdefault(peer, Standing())
+        state.told = now
         held = state.holds.setdefault(manifest, set())
         effects: list[Effect] = []
         news: list[int] = []
         if isinstance(held, set):
             news = [index for index in indexes if 0 <= index < download.blocks_max]
             held.update(news)
-            state.told = now
             if state.open_blocks():
                 effects += self._take_back(peer, download, news)
         if filling:
@@ -178,6 +178,7 @@ class Exchange:
         if download.whole and len(held) >= len(download.blocks):
             state.holds[manifest] = range(len(download.blocks))
         download.stuck_said = False
+        download.hopes = download.hopes or bool(news)
         if filling is None and len(news) <= NEWS_MAX:
             return effects + self._fill(now, {peer: state}, download, news)
         return effects + self._fill(now, only=download)
@@ -193,6 +194,9 @@ class Exchange:
     def ban(self, now: float, peer: PeerId) -> list[Effect]:
         """`peer` broke the protocol; nothing of it counts any more."""
         self._banned.add(peer)
+        if (state := self._peers.get(peer)) is not None:
+            for manifest in state.holds:
+                self._downloads[manifest].hopes = False
         return self.peer_gone(now, peer)
 
     def arrived(

@@ -39,15 +39,16 @@ DEALT_BYTES_MIN = 2 * 1024 * 1024
 """Smaller downloads are not dealt out: waiting for each other would take longer."""
 PATIENCE = 4.0
 PATIENCE_SECONDS_MIN = 0.25
-PATIENCE_SECONDS_MAX = 2.0
+PATIENCE_SECONDS_MAX = 10.0
 FELLOW_SECONDS_MAX = 4.0
-"""A fellow that would take longer is left to itself."""
+"""A fellow that would take longer is left to itself; and a source is asked for a second copy of
+what was dealt out only when the first is so late, because its uplink is what all wait for."""
 FELLOW_SILENCE_SECONDS_MAX = 3.0
 """How long a fellow that tells of nothing new is hoped for."""
 URGENT_BLOCKS = 8
 """At the reader: these are asked of a second holder when they are late."""
 ENDGAME_BLOCKS = 16
-LATE_SECONDS = 0.5
+LATE_SECONDS = 1.0
 COPIES_SHARE_MAX = 0.01
 COPIES_FREE = 2
 
@@ -88,6 +89,8 @@ class Download:
     stuck_said: bool = False
     asked: int = 0
     copies: int = 0
+    hopes: bool = True
+    """That fellows find what is missing; not once a source lied, for they had the same sources."""
     waits: dict[int, float] = field(default_factory=dict)
     """Since when a block is left to a fellow."""
 
@@ -152,10 +155,13 @@ def second_holder(
     slow = peers[flight.peer].answers_seconds if flight.peer in peers else 0.0
     if not (urgent or ends) or now < flight.due + max(LATE_SECONDS, 2 * slow):
         return None
+    fellows = _fellows(download, peers)
+    spares_sources = _is_dealt(download, fellows) and now < flight.due + FELLOW_SECONDS_MAX
     others = [
         (name, state)
         for name, state in peers.items()
         if name != flight.peer
+        and (name in fellows or not spares_sources)
         and flight.index in state.holds.get(flight.manifest, ())
         and not state.rests(now)
         and len(state.owed) < state.depth_blocks
@@ -175,7 +181,8 @@ def is_stuck(now: float, download: Download, peers: dict[PeerId, Standing]) -> b
         if not download.missing.isdisjoint(held):
             return False
         if download.manifest in state.filling and (
-            name == download.source or now - state.told < FELLOW_SILENCE_SECONDS_MAX
+            name == download.source
+            or (download.hopes and now - state.told < FELLOW_SILENCE_SECONDS_MAX)
         ):
             return False
     return True
@@ -213,6 +220,18 @@ def _beyond(download: Download, after: int, ready: Ready, deal: _Deal) -> Iterat
     yield from sorted(candidates, key=lambda index: (not deal.is_mine(index), key[index], index))
 
 
+def _fellows(download: Download, peers: dict[PeerId, Standing]) -> set[PeerId]:
+    return {
+        name
+        for name, state in peers.items()
+        if download.manifest in state.filling and name != download.source
+    }
+
+
+def _is_dealt(download: Download, fellows: set[PeerId]) -> bool:
+    return bool(fellows) and download.nar_bytes >= DEALT_BYTES_MIN
+
+
 class _Deal:
     """Whose part a block is."""
 
@@ -221,15 +240,11 @@ class _Deal:
     ) -> None:
         self._now = now
         self._download = download
-        self._fellows = {
-            name
-            for name, state in peers.items()
-            if download.manifest in state.filling and name != download.source
-        }
+        self._fellows = _fellows(download, peers)
         order = sorted({me, *self._fellows})
         self._count = len(order)
         self._mine = order.index(me)
-        self.is_dealt = bool(self._fellows) and download.nar_bytes >= DEALT_BYTES_MIN
+        self.is_dealt = _is_dealt(download, self._fellows)
 
     def is_mine(self, index: int) -> bool:
         return not self.is_dealt or index % self._count == self._mine

@@ -40,7 +40,10 @@ TURN_SECONDS_HIGH = 0.08
 TURN_SECONDS_MAX = 0.5
 AHEAD_BYTES_MAX = 1024 * 1024
 SPARE_AFTER_SECONDS = 0.2
-"""Without a firm want: a gap between two is no room, for a busy uplink never makes up for it."""
+SPARE_AFTER_TURNS = 5.0
+"""Without a firm want, whichever is longer: a gap between two is no room, for a busy uplink never
+makes up for it. A slow one has longer gaps."""
+TURN_WEIGHT = 0.2
 SPARE_SECONDS_MAX = 5.0
 """Who waits longer for what it wants only if there is room is in need: the fellow that should bring
 it does not, and one that wants without end must not keep it out."""
@@ -127,6 +130,7 @@ class Uplink:
         """Those with turns under way."""
         self._sent: OrderedDict[tuple[ManifestId, int], None] = OrderedDict()
         self._firm = float("-inf")
+        self._turn_seconds = 0.0
 
     def join(self, session: int, serving: Serving) -> None:
         self._sessions[session] = _Session(serving)
@@ -163,7 +167,7 @@ class Uplink:
         (spare, *_, session), first = best
         if not spare:
             self._firm = now
-        elif now < self._firm + SPARE_AFTER_SECONDS:
+        elif now < self._firm + max(SPARE_AFTER_SECONDS, SPARE_AFTER_TURNS * self._turn_seconds):
             return None
         state = self._sessions[session]
         taken = state.serving.take(first, state.turn_bytes)
@@ -184,6 +188,7 @@ class Uplink:
         if state is None or not state.turns:
             return
         seconds = now - state.turns.pop(0)
+        self._turn_seconds += TURN_WEIGHT * (seconds - self._turn_seconds)
         if not state.turns:
             self._served.remove(session)
         if seconds < TURN_SECONDS_LOW:

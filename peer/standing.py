@@ -18,7 +18,8 @@ from chunker.digest import BlockId, ManifestId
 
 DEPTH_BLOCKS_MIN = 2
 DEPTH_BLOCKS_MAX = 64
-DEPTH_BLOCKS_START = 4
+DEPTH_BLOCKS_START = 2
+"""What a liar can send before the first block has shown it."""
 DEPTH_SECONDS = 0.5
 """Of transfer asked ahead: round trips on a LAN and the queue of a busy peer."""
 RATE_START_BYTES_PER_SECOND = 8 * 1024 * 1024
@@ -30,6 +31,9 @@ ANSWERS_SECONDS_START = 0.25
 ANSWERS_WEIGHT = 0.2
 SILENCE_SECONDS_MIN = 3.0
 SILENCE_SECONDS_MAX = 10.0
+TELLS_SECONDS = 2.0
+"""Who told of a new block so lately is alive, and sends nothing because others are served first:
+then it may be silent for SILENCE_SECONDS_MAX."""
 SILENCE_PATIENCE = 4.0
 """Times the time in which it should have sent everything it owes."""
 DRIP_SECONDS_MAX = 10.0
@@ -51,7 +55,7 @@ class Standing:
     rate: float = RATE_START_BYTES_PER_SECOND
     depth_blocks: int = DEPTH_BLOCKS_START
     heard: float = 0.0
-    told: float = 0.0
+    told: float = float("-inf")
     """When it last said that it holds something new."""
     busy_since: float = 0.0
     busy_bytes: int = 0
@@ -122,6 +126,8 @@ class Standing:
             return False
         due = SILENCE_PATIENCE * self.owed_bytes / self.rate
         silence = min(max(due, SILENCE_SECONDS_MIN), SILENCE_SECONDS_MAX)
+        if now - self.told < TELLS_SECONDS:
+            silence = SILENCE_SECONDS_MAX
         busy = now - self.busy_since
         drips = busy > DRIP_SECONDS_MAX and self.busy_bytes / busy < RATE_MIN_BYTES_PER_SECOND
         return now - self.heard > silence or drips

@@ -220,13 +220,23 @@ def test_the_window_comes_first_in_order_and_what_is_beyond_it_after() -> None:
 
 
 def test_fellows_that_all_lack_a_block_do_not_wait_for_each_other_for_ever() -> None:
-    """The only source was banned: nobody gets anything, and everybody still says that it fills."""
+    """The only source has gone: nobody gets anything, and everybody still says that it fills."""
     exchange, _ = started(A)
     exchange.has(0.0, B, M, [], True)
     exchange.has(0.0, C, M, [], True)
-    assert Stuck(M) not in exchange.ban(0.1, A)
+    assert Stuck(M) not in exchange.peer_gone(0.1, A)
     assert exchange.tick(FELLOW_SILENCE_SECONDS_MAX / 2) == []
     assert exchange.tick(FELLOW_SILENCE_SECONDS_MAX) == [Stuck(M)]
+
+
+def test_fellows_of_a_liar_are_not_hoped_for_until_one_tells_of_a_block() -> None:
+    """They had the same source. Waiting for them cost every member three seconds."""
+    exchange, _ = started(A)
+    exchange.has(0.0, B, M, [], True)
+    assert Stuck(M) in exchange.ban(0.1, A)
+    exchange.has(0.2, B, M, [0], None)
+    exchange.peer_gone(0.3, C)
+    assert exchange.tick(0.4) == []
 
 
 def test_the_owner_of_a_growing_manifest_is_hoped_for_while_it_is_there() -> None:
@@ -260,10 +270,10 @@ def test_a_growing_download_asks_as_it_grows_and_is_covered_only_when_whole() ->
     exchange = Exchange(ME)
     exchange.start(0.0, M, (), (), (), blocks_max=100, nar_bytes=sum(LENGTHS), source=A)
     assert wants(exchange.has(0.0, A, M, range(10), None)) == {}
-    assert set(wants(grown(exchange, 0, 3))[A]) == {0, 1, 2}
+    assert set(wants(grown(exchange, 0, 2))[A]) == {0, 1}
     assert not exchange.covered(M)
     exchange.has(0.0, A, M, EVERY, None)
-    effects = grown(exchange, 3, len(IDS), whole=True)
+    effects = grown(exchange, 2, len(IDS), whole=True)
     assert exchange.covered(M) and not any(isinstance(effect, Stuck) for effect in effects)
 
 

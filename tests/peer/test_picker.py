@@ -12,6 +12,7 @@ from peer.picker import (
     COPIES_SHARE_MAX,
     DEALT_BYTES_MIN,
     ENDGAME_BLOCKS,
+    FELLOW_SECONDS_MAX,
     LATE_SECONDS,
     PATIENCE_SECONDS_MAX,
     PATIENCE_SECONDS_MIN,
@@ -158,6 +159,16 @@ def test_a_late_block_at_the_reader_has_a_second_holder_and_not_before() -> None
     assert second_holder(late, work, flight(50), peers) is None
     peers[B].rests_until = 9.0
     assert second_holder(late, work, flight(0), peers) is None
+
+
+def test_a_source_is_spared_second_copies_of_what_was_dealt_out() -> None:
+    """Fifteen fellows that each ask it twice for a few blocks keep all of them waiting."""
+    work = download(100)
+    peers = {A: holder(set(range(100)), True), B: holder({0}, True), SEED: holder(range(100))}
+    late = 1.0 + LATE_SECONDS
+    assert second_holder(late, work, flight(0), peers) == (B, peers[B])
+    assert second_holder(late, work, flight(1), peers) is None
+    assert second_holder(1.0 + FELLOW_SECONDS_MAX, work, flight(1), peers) == (SEED, peers[SEED])
 
 
 def test_at_the_end_any_late_block_has_one_unless_more_may_grow() -> None:

@@ -8,6 +8,7 @@ from peer.serving import (
     AHEAD_BYTES_MAX,
     QUEUED_WANTS_MAX,
     SPARE_AFTER_SECONDS,
+    SPARE_AFTER_TURNS,
     SPARE_SECONDS_MAX,
     TURN_SECONDS_MAX,
     TURNS_MAX,
@@ -144,6 +145,18 @@ def test_spare_wants_wait_until_nothing_else_was_wanted_for_a_while() -> None:
     assert order(made, 2, now=5.0) == [(1, 2)]
     assert made.next(5.0 + SPARE_AFTER_SECONDS / 2) is None
     turn = made.next(5.1 + SPARE_AFTER_SECONDS)
+    assert turn is not None and turn[0] == 0
+
+
+def test_a_slow_uplink_has_longer_gaps_between_firm_wants() -> None:
+    made = uplink((Want(0, M, (1,), Urgency.SPARE),), (Want(0, M, tuple(range(2, 14))),))
+    now = 5.0
+    while (turn := made.next(now)) is not None:
+        assert turn[0] == 1
+        now += 0.2
+        made.over(now, 1)
+    assert now > 6.0 and made.next(now + SPARE_AFTER_SECONDS) is None
+    turn = made.next(now + SPARE_AFTER_TURNS * 0.2)
     assert turn is not None and turn[0] == 0
 
 

@@ -16,6 +16,7 @@ from peer.standing import (
     REST_SECONDS,
     SILENCE_SECONDS_MAX,
     SILENCE_SECONDS_MIN,
+    TELLS_SECONDS,
     Standing,
 )
 
@@ -97,6 +98,16 @@ def test_silence_fails_it_later_where_it_owes_more_but_not_for_ever() -> None:
     assert not little.fails(SILENCE_SECONDS_MIN) and little.fails(SILENCE_SECONDS_MIN + 0.1)
     assert not much.fails(3.9) and much.fails(4.1)
     assert not endless.fails(SILENCE_SECONDS_MAX) and endless.fails(SILENCE_SECONDS_MAX + 0.1)
+
+
+def test_who_tells_of_new_blocks_is_alive_and_serves_others_first() -> None:
+    """With fifteen askers on a slow line each has its turn after seconds."""
+    state = owing()
+    state.told = SILENCE_SECONDS_MIN
+    assert not state.fails(SILENCE_SECONDS_MIN + TELLS_SECONDS - 0.1)
+    assert state.fails(SILENCE_SECONDS_MIN + TELLS_SECONDS + 0.1)
+    state.told = SILENCE_SECONDS_MAX
+    assert state.fails(SILENCE_SECONDS_MAX + 0.1)
 
 
 def test_a_sign_of_life_now_and_then_is_dripping() -> None:
