@@ -126,10 +126,8 @@ def curl_seconds(
     """How long curl takes to ask each of `urls` for every path. Raises AssertionError where an
     answer is missing."""
     listing = caches.top / "curl.conf"
-    told = [
-        f'url = "{url}/{name}.narinfo"\noutput = "/dev/null"\n' for name in names for url in urls
-    ]
-    listing.write_text("".join(told))
+    asked = [f"{url}/{name}.narinfo" for name in names for url in urls]
+    listing.write_text("".join(f'url = "{one}"\noutput = "/dev/null"\n' for one in asked))
     version = "--http2" if urls[0].startswith("https") else "--http1.1"
     command = ["curl", "--silent", "--parallel", "--parallel-max", str(parallel), version,
                "--cacert", str(caches.certificate), "--write-out", "%{http_code}\n",
