@@ -77,6 +77,7 @@ class Substituter:
             upstreams,
             self._admits,
             ask_peers=self._ask_peers,
+            has_peers=lambda: bool(swarm.sessions_open() or swarm.dialling.undecided),
             holds=swarm.catalogue.holds,
             ranks=ranks,
         )
