@@ -19,6 +19,7 @@ from gateway.access import Access
 from gateway.breaker import Guarded
 from gateway.lookup import admitted_by
 from gateway.lookups import Lookups
+from gateway.run import collect_seldom
 from gateway.signing import KeyRing, PublicKey
 from gateway.transfers import Transfers
 from gateway.trust import Admitted
@@ -38,6 +39,7 @@ async def main(
         return admitted_by(record, [ring])
 
     lookups, found = Lookups(caches, admits), 0
+    collect_seldom()
 
     async def ask(left: Iterator[str]) -> None:
         nonlocal found
