@@ -47,7 +47,8 @@ MACHINES = (
         "catalogue", "summary", "ahead", "messages", "fields", "wire", "identity", "yamux", "noise",
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
-       ("narinfo", "trust", "offer", "signing", "decompress", "redirects", "lookup", "memory")]
+       ("narinfo", "trust", "offer", "signing", "decompress", "redirects", "lookup", "memory",
+        "prefetch")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {
