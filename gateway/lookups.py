@@ -174,31 +174,35 @@ class Lookups:
             self._nursery.start_soon(self._ask_peers, running, self._peers)
 
     async def _ask(self, running: _Running, upstream: Upstream) -> None:
-        search, failed = running.search, False
+        search, failed = running.search, True
         try:
             info = await upstream.narinfo(search.store_hash)
-        except UpstreamResting as error:
-            log.debug("%s", error)
-            failed = True
-        except UpstreamError as error:
-            log.warning("%s", error)
-            failed = True
-        else:
             if info is not None and search.said(upstream.url, record_of(info), info):
                 self._found(running)
+            failed = False
+        except UpstreamResting as error:
+            log.debug("%s", error)
+        except UpstreamError as error:
+            log.warning("%s", error)
+        except Exception:  # ours; it must not end what everybody else asks
+            log.exception("asking %s failed", upstream.url)
         search.done(upstream.url, failed=failed)
         self._heed(running)
 
     async def _ask_peers(self, running: _Running, ask: AskPeers) -> None:
-        search = running.search
+        search, failed = running.search, True
 
         def offer(record: PathRecord) -> bool:
             if search.said(PEERS, record):
                 self._found(running)
             return search.found is not None
 
-        await ask(search.store_hash, offer)
-        search.done(PEERS)
+        try:
+            await ask(search.store_hash, offer)
+            failed = False
+        except Exception:
+            log.exception("asking peers failed")
+        search.done(PEERS, failed=failed)
         self._heed(running)
 
     def _found(self, running: _Running) -> None:

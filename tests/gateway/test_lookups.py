@@ -99,6 +99,23 @@ async def test_a_hanging_a_broken_and_an_untrusted_one_cost_nothing(
         assert good.asked == [PATH.store_hash]
 
 
+async def test_our_own_failure_with_one_source_ends_no_other_question(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Surprising(Cache):
+        async def narinfo(self, store_hash: str) -> Narinfo | None:
+            raise KeyError(store_hash)
+
+    async def ask(store_hash: str, offer: Callable[[PathRecord], bool]) -> None:
+        raise KeyError(store_hash)
+
+    async with looking(Surprising("one"), Cache("good", PATH), ask_peers=ask) as lookups:
+        assert await found(lookups, path("other")) is None
+        assert await found(lookups, PATH) is not None
+    said = {record.getMessage() for record in caplog.records}
+    assert said == {"asking one failed", "asking peers failed"}
+
+
 async def test_what_no_trusted_key_signed_is_told_to_nobody() -> None:
     async with looking(Cache("untrusted", UNTRUSTED)) as lookups:
         assert await lookups.record(PATH.store_hash) is None
