@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -26,9 +27,12 @@ from chunker.store import BlockStore
 from peer.swarm import Swarm
 
 from .delivery import Deliveries
-from .errors import NotTrusted, UpstreamError, UpstreamResting
-from .narinfo import format, parse_nar_url
-from .seeding import record_of
+from .errors import NotTrusted
+from .lookup import admitted_by
+from .lookups import Lookups
+from .memory import Known
+from .narinfo import parse_nar_url
+from .prefetch import Prefetch
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
 from .trust import Admitted, admit
@@ -38,7 +42,6 @@ log = logging.getLogger(__name__)
 
 LOOKUP_SECONDS_MAX = 5.0
 PEER_SECONDS_MAX = 3.0
-RECORDS_HELD_MAX = 100_000
 ASKED_KEPT = 64
 _NARINFO = re.compile(r"/([0-9abcdfghijklmnpqrsvwxyz]{32})\.narinfo")
 
@@ -62,17 +65,38 @@ class Substituter:
         keys: KeyRing,
         publish_keys: KeyRing,
         priority: int,
+        *,
+        ranks: Mapping[str, int] | None = None,
+        keys_of: Mapping[str, KeyRing] | None = None,
     ) -> None:
+        """`ranks` and `keys_of` by the URL of an upstream: who delivers first, and keys that count
+        for what it says and nobody else."""
         self.served = Served()
         self.asked: deque[str] = deque(maxlen=ASKED_KEPT)
         """The store hashes that Nix asked for last."""
-        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys)
+        self._lookups = Lookups(
+            upstreams,
+            self._admits,
+            ask_peers=self._ask_peers,
+            has_peers=self._has_peers,
+            holds=swarm.catalogue.holds,
+            ranks=ranks,
+        )
+        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys, self._lookups.order)
         self._store = store
         self._swarm = swarm
-        self._upstreams = upstreams
         self._keys = keys
+        self._keys_of = keys_of or {}
         self._priority = priority
-        self._admitted: dict[str, Admitted] = {}
+        self._refused_here = 0
+        self._prefetch = Prefetch()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Owns the questions to upstreams and the downloads from them, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._lookups.run)
+            await nursery.start(self.deliveries.run)
+            task_status.started()
 
     async def answer(self, request: Request) -> Response:
         if request.target == "/nix-cache-info":
@@ -86,18 +110,20 @@ class Substituter:
 
     async def _narinfo(self, store_hash: str) -> Response:
         self.asked.append(store_hash)
-        admitted = await self.look_up(store_hash)
-        if admitted is None:
+        known = await self.look_up(store_hash)
+        if known is None:
             self.served.missing += 1
             return _not_found()
         self.served.narinfos += 1
-        body = format(admitted.record, admitted.signatures)
-        return _text(200, body, "text/x-nix-narinfo")
+        if known.holders:
+            self._prefetch.asked(trio.current_time(), known.admitted.record)
+        return _text(200, known.text, "text/x-nix-narinfo")
 
     async def _nar(self, request: Request, store_hash: str, nar_hash: bytes) -> Response:
-        admitted = await self.look_up(store_hash)
-        if admitted is None or admitted.record.nar_hash != nar_hash:
+        known = await self.look_up(store_hash)
+        if known is None or known.admitted.record.nar_hash != nar_hash:
             return _not_found()
+        admitted = known.admitted
         size = admitted.record.nar_size
         span = parse_range(request.headers.get("range"), size)
         if isinstance(span, Unsatisfiable):
@@ -107,8 +133,10 @@ class Substituter:
         headers = [("Content-Type", "application/x-nix-nar"), ("Accept-Ranges", "bytes")]
         if request.method == "HEAD":
             return Response(200, tuple(headers), b"", size)
+        self._begin_next(store_hash)
         body = await self.deliveries.open(admitted, ranged=span is not None)
         if body is None:
+            self._lookups.forget(store_hash)
             return _not_found()
         start, end = span or (0, size)
         if span is not None:
@@ -118,71 +146,58 @@ class Substituter:
         status = 200 if span is None else 206
         return Response(status, tuple(headers), body(start, end), end - start)
 
-    async def look_up(self, store_hash: str) -> Admitted | None:
+    def _begin_next(self, store_hash: str) -> None:
+        """What Nix asks for after this NAR, from upstreams; peers may have it nearer."""
+        begun = self._prefetch.requested(trio.current_time(), store_hash)
+        for record in () if self._has_peers() else begun:
+            if self._store.record(record.store_hash) is None:
+                self.deliveries.fill(record)
+
+    def _has_peers(self) -> bool:
+        return bool(self._swarm.sessions_open() or self._swarm.dialling.undecided)
+
+    async def look_up(self, store_hash: str) -> Known | None:
         """The record that a trusted key signed, from here, from peers or from an upstream."""
-        known = self._admitted.get(store_hash) or self._admit(self._store.record(store_hash))
-        if known is not None:
-            return known
-        found: list[Admitted] = []
-        with trio.CancelScope(deadline=trio.current_time() + LOOKUP_SECONDS_MAX) as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask_peers, store_hash, found, nursery.cancel_scope)
-                for upstream in self._upstreams:
-                    nursery.start_soon(
-                        self._ask_upstream, upstream, store_hash, found, nursery.cancel_scope
-                    )
-        if scope.cancelled_caught:
-            self.served.undecided += 1
-        if not found:
-            return None
-        if len(self._admitted) >= RECORDS_HELD_MAX:
-            self._admitted.clear()
-        self._admitted[store_hash] = found[0]
-        return found[0]
+        known = self._lookups.known(store_hash)
+        if known is None:
+            admitted = self._admit_held(store_hash)
+            if admitted is None:
+                return await self._find(store_hash)
+            known = Known(admitted)
+            self._lookups.learn(known)
+        return known
 
-    async def _ask_peers(
-        self, store_hash: str, found: list[Admitted], enough: trio.CancelScope
-    ) -> None:
-        offers = await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX)
-        if not any(self._take(record, found) for _, record in offers):
-            offers = await self._swarm.questions.please(store_hash, PEER_SECONDS_MAX, [])
-            if not any(self._take(record, found) for _, record in offers):
-                return
-        enough.cancel()
-
-    async def _ask_upstream(
-        self,
-        upstream: Upstream,
-        store_hash: str,
-        found: list[Admitted],
-        enough: trio.CancelScope,
-    ) -> None:
+    async def _find(self, store_hash: str) -> Known | None:
         try:
-            info = await upstream.narinfo(store_hash)
-        except UpstreamResting as error:
-            log.debug("%s", error)
-            return
-        except UpstreamError as error:
-            log.warning("%s", error)
-            return
-        if info is not None and self._take(record_of(info), found):
-            enough.cancel()
+            return await self._lookups.look_up(store_hash, LOOKUP_SECONDS_MAX)
+        except trio.TooSlowError:
+            self.served.undecided += 1
+            return None
+        finally:
+            self.served.refused = self._lookups.refused + self._refused_here
 
-    def _take(self, record: PathRecord, found: list[Admitted]) -> bool:
-        admitted = self._admit(record)
-        if admitted is not None:
-            found.append(admitted)
-        return admitted is not None
-
-    def _admit(self, record: PathRecord | None) -> Admitted | None:
+    def _admit_held(self, store_hash: str) -> Admitted | None:
+        record = self._store.record(store_hash)
         if record is None:
             return None
         try:
             return admit(record, self._keys)
         except NotTrusted as error:
-            self.served.refused += 1
+            self._refused_here += 1
             log.warning("refused %s: %s", record.store_path, error)
             return None
+
+    def _admits(self, record: PathRecord, sources: frozenset[str]) -> Admitted | None:
+        """With the keys that count for everybody, then with those that count for who says so."""
+        own = (self._keys_of[url] for url in sorted(sources) if url in self._keys_of)
+        return admitted_by(record, (self._keys, *own))
+
+    async def _ask_peers(self, store_hash: str, offer: Callable[[PathRecord], bool]) -> None:
+        questions = self._swarm.questions
+        offers = await questions.look_up(store_hash, PEER_SECONDS_MAX)
+        if not any([offer(record) for _, record in offers]):
+            for _, record in await questions.please(store_hash, PEER_SECONDS_MAX, []):
+                offer(record)
 
 
 def _text(status: int, body: bytes, kind: str) -> Response:
