@@ -33,7 +33,9 @@ from . import control, nixconf
 from .access import Access, find_access
 from .config import Config
 from .errors import ConfigError, StoreProblem
-from .offer import audience, is_signed, policy
+from .offer import audience
+from .offer import policy as offers_to
+from .policy import Policy
 from .pool_keeper import PoolKeeper
 from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
 from .signing import KeyRing, PublicKey
@@ -61,7 +63,7 @@ class Node:
     identity: Identity
     store: PackStore
     swarm: Swarm
-    keys: KeyRing
+    policy: Policy
     pools: PoolKeeper
     substituter: Substituter | None = None
     deliveries: Deliveries | None = None
@@ -102,16 +104,16 @@ async def node(config: Config) -> AsyncIterator[Node]:
     """Open everything, run the swarm and the control socket, and close it all in order."""
     from peer.host import Libp2pTransport
 
-    keys, publish = trusted_keys(config), _ring(config.publish_keys)
+    policy, publish = trust_policy(config), _ring(config.publish_keys)
     identity = _identity(config)
     addresses = tuple(_address(text) for text in (*config.peers, *config.seeds))
     configured = frozenset(address.peer for address in addresses)
     store = _open_store(config)
     try:
         pools = PoolKeeper(config.store, identity, config.role)
-        may_have = policy(configured, keys, publish, pools.keys_for)
+        may_have = offers_to(configured, policy.keys, publish, pools.keys_for, policy.denies)
         salt = secrets.token_bytes(32)
-        known = audience(lambda: (keys, publish, *pools.rings()))
+        known = audience(lambda: (policy.keys, publish, *pools.rings()), policy.denies)
         catalogue = Catalogue(store, salt, may_have, known)
         transport = Libp2pTransport(identity, [_host_port(text) for text in config.listen])
         swarm = Swarm(
@@ -119,13 +121,13 @@ async def node(config: Config) -> AsyncIterator[Node]:
             store,
             catalogue,
             config.role,
-            _policies(config, configured, keys, pools),
+            _policies(config, configured, policy, pools),
             addresses,
             random.Random(secrets.randbits(64)),
             pools.introductions,
             pools.handlers,
         )
-        running = Node(config, identity, store, swarm, keys, pools)
+        running = Node(config, identity, store, swarm, policy, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
             await nursery.start(control.serve, config.store, running.status)
@@ -151,7 +153,7 @@ async def serve_http(
         running.store,
         running.swarm,
         _upstreams(config),
-        running.keys,
+        running.policy,
         _ring(config.publish_keys),
         config.priority,
     )
@@ -203,6 +205,14 @@ def trusted_keys(config: Config) -> KeyRing:
     if config.use_nix_conf:
         texts += _nix_settings().trusted_public_keys
     return _ring(tuple(dict.fromkeys(texts)))
+
+
+def trust_policy(config: Config) -> Policy:
+    """Raises ConfigError for rules that could admit nothing."""
+    policy = Policy(trusted_keys(config), config.trust, config.denied_keys, config.denied_paths)
+    for key in policy.idle_keys:
+        log.warning("the key %s is trusted, but no rule of [[trust]] names it: it is idle", key)
+    return policy
 
 
 def upstream_access(config: Config) -> Access:
@@ -258,7 +268,7 @@ def _open_store(config: Config) -> PackStore:
 
 
 def _policies(
-    config: Config, configured: frozenset[PeerId], keys: KeyRing, pools: PoolKeeper
+    config: Config, configured: frozenset[PeerId], policy: Policy, pools: PoolKeeper
 ) -> Policies:
     open_lan = config.lan == "open"
 
@@ -272,8 +282,8 @@ def _policies(
             pools.is_member(peer) if config.role == "seed" else open_lan or knows(peer)
         ),
         knows=knows,
-        trusted_manifest=lambda record: trusted_manifest(record, keys),
-        admits=lambda record: is_signed(record, keys),
+        trusted_manifest=lambda record: trusted_manifest(record, policy.keys),
+        admits=policy.vouched,
         pulls_through=config.role == "peer",
     )
 

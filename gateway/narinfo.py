@@ -141,7 +141,8 @@ def parse_nar_url(path: str) -> tuple[str, NarHash] | None:
 
 
 def format(record: PathRecord, signatures: tuple[str, ...]) -> bytes:
-    """The served narinfo: a pure function of the signed fields and the verified signatures."""
+    """The served narinfo: a pure function of the signed fields, the verified signatures, and a
+    content address that recomputes to the store path (`Admitted.record` has no other)."""
     names = " ".join(path.removeprefix("/nix/store/") for path in record.references)
     lines = [
         f"StorePath: {record.store_path}",
@@ -151,5 +152,6 @@ def format(record: PathRecord, signatures: tuple[str, ...]) -> bytes:
         f"NarSize: {record.nar_size}",
         f"References: {names}",
         *(f"Sig: {signature}" for signature in signatures),
+        *([f"CA: {record.content_address}"] if record.content_address else []),
     ]
     return ("\n".join(lines) + "\n").encode()

@@ -99,7 +99,7 @@ async def _say_ready(running: Node) -> None:
     config = running.config
     if config.role == "gateway":
         print(f"ready: Nix may ask http://{config.http_host}:{running.http_port}")
-        if not running.keys.keys:
+        if not running.policy.keys.keys:
             print("warning: no trusted key is known, so nothing can be served; "
                   "give --trusted-public-key", file=sys.stderr)  # fmt: skip
     else:

@@ -28,6 +28,7 @@ from peer.swarm import Swarm
 from .delivery import Deliveries
 from .errors import NotTrusted, UpstreamError, UpstreamResting
 from .narinfo import format, parse_nar_url
+from .policy import Policy
 from .seeding import record_of
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
@@ -59,7 +60,7 @@ class Substituter:
         store: BlockStore,
         swarm: Swarm,
         upstreams: tuple[Upstream, ...],
-        keys: KeyRing,
+        policy: Policy,
         publish_keys: KeyRing,
         priority: int,
     ) -> None:
@@ -70,7 +71,7 @@ class Substituter:
         self._store = store
         self._swarm = swarm
         self._upstreams = upstreams
-        self._keys = keys
+        self._policy = policy
         self._priority = priority
         self._admitted: dict[str, Admitted] = {}
 
@@ -178,10 +179,10 @@ class Substituter:
         if record is None:
             return None
         try:
-            return admit(record, self._keys)
+            return admit(record, self._policy)
         except NotTrusted as error:
             self.served.refused += 1
-            log.warning("refused %s: %s", record.store_path, error)
+            log.warning("refused %s", error)
             return None
 
 

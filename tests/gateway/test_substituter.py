@@ -19,6 +19,7 @@ from gateway import substituter as substituter_module
 from gateway.delivery import WRONG_SECONDS
 from gateway.errors import UpstreamError
 from gateway.narinfo import Narinfo, fingerprint, format, nar_url, parse
+from gateway.policy import any_of
 from gateway.server import BodyBroken, Request, Response
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
@@ -54,7 +55,7 @@ class Border:
     ) -> None:
         self.node = node
         self.substituter = Substituter(
-            node.store, node.swarm, upstreams, KeyRing((KEY.public,)), KeyRing(publish), 20
+            node.store, node.swarm, upstreams, any_of(KeyRing((KEY.public,))), KeyRing(publish), 20
         )
 
     async def get(self, target: str, range: str = "", method: str = "GET") -> Response:

@@ -26,6 +26,7 @@ from gateway.delivery import Body, Deliveries
 from gateway.filling import Filling
 from gateway.narinfo import fingerprint
 from gateway.pump import BodyBroken
+from gateway.policy import any_of
 from gateway.signing import KeyRing, SecretKey
 from gateway.trust import Admitted, admit
 from tests.peer.office import Node, Office, make_path, until
@@ -216,7 +217,7 @@ class Scenario:
         record = replace(record, signatures=())
         text = fingerprint(record.store_path, record.nar_hash, record.nar_size, record.references)
         record = replace(record, signatures=(KEY.sign(text),))
-        self._admitted = admit(record, KeyRing([KEY.public]))
+        self._admitted = admit(record, any_of(KeyRing([KEY.public])))
 
     def run(self) -> Outcome:
         clock = trio.testing.MockClock(autojump_threshold=0)
