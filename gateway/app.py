@@ -31,12 +31,13 @@ from peer.swarm import Swarm
 
 from . import control, nixconf
 from .access import Access, find_access
+from .alarm_bell import AlarmBell
 from .config import Config
 from .errors import ConfigError, StoreProblem
 from .offer import audience
 from .offer import policy as offers_to
-from .policy import Policy
-from .pool_keeper import PoolKeeper
+from .policy import Policy, without
+from .pool_keeper import PoolKeeper, wall_clock
 from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
@@ -64,6 +65,7 @@ class Node:
     store: PackStore
     swarm: Swarm
     policy: Policy
+    alarms: AlarmBell
     pools: PoolKeeper
     substituter: Substituter | None = None
     deliveries: Deliveries | None = None
@@ -82,6 +84,7 @@ class Node:
             **store_report(self.store),
             **swarm_report(now, self.swarm, networks()),
             "pools": self.pools.status(),
+            "conflicts": self.alarms.report(),
         }
         transfers = peer_transfers(now, self.swarm)
         if self.substituter is not None:
@@ -104,7 +107,8 @@ async def node(config: Config) -> AsyncIterator[Node]:
     """Open everything, run the swarm and the control socket, and close it all in order."""
     from peer.host import Libp2pTransport
 
-    policy, publish = trust_policy(config), _ring(config.publish_keys)
+    policy, alarms = trust_policy(config)
+    publish = _ring(config.publish_keys)
     identity = _identity(config)
     addresses = tuple(_address(text) for text in (*config.peers, *config.seeds))
     configured = frozenset(address.peer for address in addresses)
@@ -127,7 +131,7 @@ async def node(config: Config) -> AsyncIterator[Node]:
             pools.introductions,
             pools.handlers,
         )
-        running = Node(config, identity, store, swarm, policy, pools)
+        running = Node(config, identity, store, swarm, policy, alarms, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
             await nursery.start(control.serve, config.store, running.status)
@@ -156,6 +160,8 @@ async def serve_http(
         running.policy,
         _ring(config.publish_keys),
         config.priority,
+        running.alarms.saw,
+        hears_all=config.conflicts == "refuse",
     )
     try:
         listeners = await trio.open_tcp_listeners(config.http_port, host=config.http_host)
@@ -187,7 +193,9 @@ async def fetch_for_members(
     config, swarm = running.config, running.swarm
     upstreams = _upstreams(config)
     swarm.office.look_up = Narinfos(upstreams, swarm.policies.admits).look_up
-    running.deliveries = Deliveries(running.store, swarm, upstreams, _ring(config.publish_keys))
+    running.deliveries = Deliveries(
+        running.store, swarm, upstreams, _ring(config.publish_keys), running.policy.suffices
+    )
     await running.deliveries.run(task_status)
 
 
@@ -207,12 +215,19 @@ def trusted_keys(config: Config) -> KeyRing:
     return _ring(tuple(dict.fromkeys(texts)))
 
 
-def trust_policy(config: Config) -> Policy:
+def trust_policy(config: Config) -> tuple[Policy, AlarmBell]:
     """Raises ConfigError for rules that could admit nothing."""
-    policy = Policy(trusted_keys(config), config.trust, config.denied_keys, config.denied_paths)
+    keys = trusted_keys(config)
+    alarms = AlarmBell(
+        config.store,
+        without(keys, config.denied_keys).keys,
+        wall_clock,
+        refuses=config.conflicts == "refuse",
+    )
+    policy = Policy(keys, config.trust, config.denied_keys, config.denied_paths, alarms.disputed)
     for key in policy.idle_keys:
         log.warning("the key %s is trusted, but no rule of [[trust]] names it: it is idle", key)
-    return policy
+    return policy, alarms
 
 
 def upstream_access(config: Config) -> Access:

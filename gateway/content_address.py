@@ -1,11 +1,11 @@
 """Content addresses: paths whose name follows from their contents, so that nobody need sign them.
 
-| CA field                    | type in the store path       | the hash is of                       |
-|-----------------------------|------------------------------|--------------------------------------|
-| text:sha256:H               | text:REFERENCES              | the one file                         |
-| fixed:r:sha256:H            | source:REFERENCES[:self]     | the NAR, modulo the own hash part    |
-| fixed:ALGORITHM:H           | output:out, no references    | the one file                         |
-| fixed:r:ALGORITHM:H         | output:out, no references    | the NAR, modulo the own hash part    |
+| CA field               | type in the store path     | the hash is of                      |
+|------------------------|----------------------------|-------------------------------------|
+| text:sha256:H          | text:REFERENCES            | the one file                        |
+| fixed:r:sha256:H       | source:REFERENCES[:self]   | the NAR, modulo the own hash part   |
+| fixed:ALGORITHM:H      | output:out, no references  | the one file                        |
+| fixed:r:ALGORITHM:H    | output:out, no references  | the NAR, modulo the own hash part   |
 
 Format: Nix's src/libstore/store-dir-config.cc (makeStorePath, makeType, makeFixedOutputPath),
 content-address.cc and references.cc (HashModuloSink: self-references count as zeros, and `|OFFSET`
@@ -83,10 +83,14 @@ def recomputes(record: PathRecord) -> bool:
     path = store_path_of(address, name, record.references, record.store_path)
     if path != record.store_path:
         return False
-    is_nar_hash = address.method == "nar" and address.algorithm == "sha256"
-    if is_nar_hash and record.store_path not in record.references:
-        return record.nar_hash == address.digest
-    return True
+    return record.nar_hash == address.digest if binds_nar_hash(record) else True
+
+
+def binds_nar_hash(record: PathRecord) -> bool:
+    """Whether the hash in the CA field is the NarHash, so that a NAR which matches the one needs
+    no other check."""
+    is_of_nar = record.content_address.startswith("fixed:r:sha256:")
+    return is_of_nar and record.store_path not in record.references
 
 
 def store_path_of(

@@ -16,6 +16,9 @@ from chunker.record import SIGNATURES_MAX, PathRecord, is_store_path
 from .errors import NarinfoError
 
 NARINFO_BYTES_MAX = 1024 * 1024
+SIGNATURES_ONLY_URL = "nar/signatures-only.nar"
+"""Of a cache that `narswarm sign` wrote: it vouches for paths and has no NAR. Nix gets a 404 there
+and goes to its next substituter; we do not even ask."""
 _SCALARS = {
     "StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "References",
     "Deriver", "System", "CA",

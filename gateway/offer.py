@@ -23,8 +23,8 @@ def policy(
     pool_keys: Callable[[PeerId], Iterable[KeyRing]] = lambda peer: (),
     denies: Callable[[str], object] = lambda store_path: None,
 ) -> Callable[[PeerId, PathRecord], bool]:
-    """`pool_keys`: of the pools in which a peer is at this moment; `denies`: whether nobody may have
-    a store path (gateway.policy)."""
+    """`pool_keys`: of the pools in which a peer is at this moment; `denies`: whether nobody may
+    have a store path (gateway.policy)."""
 
     def may_have(asker: PeerId, record: PathRecord) -> bool:
         if denies(record.store_path):

@@ -28,7 +28,7 @@ from chunker.record import PathRecord, is_store_path, store_hash
 
 from .errors import ConfigError
 from .narinfo import fingerprint
-from .signing import KeyRing, PublicKey
+from .signing import KeyRing
 
 Standing = Literal["counts", "names", "denied", "wrong", "unknown"]
 """Of a signature: it counts; its key may not vouch for this name; its key is denied; it does not
@@ -90,13 +90,10 @@ class Policy:
     ) -> None:
         """`disputed`: why a store path is refused at this moment although its signatures hold, or
         an empty string (gateway.alarms)."""
-        denied = {entry[entry.find(":") :] if ":" in entry else entry for entry in denied_keys}
         self._known = keys
         self._disputed = disputed
         self._denied_paths = tuple(denied_paths)
-        self.keys = KeyRing(
-            key for key in keys.keys.values() if denied.isdisjoint((key.name, _bare(key)))
-        )
+        self.keys = without(keys, denied_keys)
         """The trusted keys that are not denied."""
         self._rules = tuple(rules) or DEFAULT_RULES
         for rule in rules:
@@ -148,6 +145,10 @@ class Policy:
         judgement = self.judge(record)
         return bool(judgement.counting) and not judgement.forbidden
 
+    def suffices(self, record: PathRecord) -> bool:
+        """Whether signatures alone admit it."""
+        return bool(self.judge(record).admitted_by)
+
     def _standing(self, signature: str, holds: bool, fitting: list[Rule]) -> Standing:
         name = _key_name(signature)
         if name not in self._known.keys:
@@ -185,6 +186,16 @@ class Policy:
             )
 
 
+def without(keys: KeyRing, denied_keys: Iterable[str]) -> KeyRing:
+    """A key is denied by its name, or under any name by what follows the colon."""
+    denied = {entry[entry.find(":") :] if ":" in entry else entry for entry in denied_keys}
+    return KeyRing(
+        key
+        for key in keys.keys.values()
+        if denied.isdisjoint((key.name, key.text[key.text.find(":") :]))
+    )
+
+
 def any_of(keys: KeyRing) -> Policy:
     """The policy of who configured none: any one trusted key."""
     return Policy(keys)
@@ -210,11 +221,6 @@ def _is_meant(entry: str, store_path: str) -> bool:
     if _HASH.fullmatch(entry):
         return entry == store_hash(store_path)
     return fnmatchcase(name_of(store_path), entry)
-
-
-def _bare(key: PublicKey) -> str:
-    """A key is denied by its name, or under any name by what follows the colon."""
-    return key.text[key.text.find(":") :]
 
 
 def _key_name(signature: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -25,6 +26,7 @@ from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.swarm import Swarm
 
+from .candidates import Candidates
 from .delivery import Deliveries
 from .errors import NotTrusted, UpstreamError, UpstreamResting
 from .narinfo import format, parse_nar_url
@@ -32,7 +34,7 @@ from .policy import Policy
 from .seeding import record_of
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
-from .trust import Admitted, admit
+from .trust import Admitted, admit, why_not
 from .upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -63,16 +65,23 @@ class Substituter:
         policy: Policy,
         publish_keys: KeyRing,
         priority: int,
+        saw: Callable[[PathRecord, tuple[str, ...]], None] = lambda record, signatures: None,
+        *,
+        hears_all: bool = False,
     ) -> None:
+        """`saw` is told of every record and those of its signatures that count; `hears_all`: the
+        first that is admitted does not end a look-up, for others may contradict."""
         self.served = Served()
         self.asked: deque[str] = deque(maxlen=ASKED_KEPT)
         """The store hashes that Nix asked for last."""
-        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys)
+        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys, policy.suffices)
         self._store = store
         self._swarm = swarm
         self._upstreams = upstreams
         self._policy = policy
         self._priority = priority
+        self._saw = saw
+        self._hears_all = hears_all
         self._admitted: dict[str, Admitted] = {}
 
     async def answer(self, request: Request) -> Response:
@@ -120,11 +129,14 @@ class Substituter:
         return Response(status, tuple(headers), body(start, end), end - start)
 
     async def look_up(self, store_hash: str) -> Admitted | None:
-        """The record that a trusted key signed, from here, from peers or from an upstream."""
-        known = self._admitted.get(store_hash) or self._admit(self._store.record(store_hash))
-        if known is not None:
+        """The record that the policy admits, from here, from peers or from an upstream."""
+        known = self._admitted.get(store_hash)
+        if known is not None and self._stands(known):
             return known
-        found: list[Admitted] = []
+        found = Candidates(self._policy)
+        here = self._store.record(store_hash)
+        if here is not None and self._take(here, found):
+            return found.admitted[0]
         with trio.CancelScope(deadline=trio.current_time() + LOOKUP_SECONDS_MAX) as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ask_peers, store_hash, found, nursery.cancel_scope)
@@ -134,15 +146,17 @@ class Substituter:
                     )
         if scope.cancelled_caught:
             self.served.undecided += 1
-        if not found:
+        standing = [admitted for admitted in found.admitted if self._stands(admitted)]
+        if not standing:
+            self._say_refused(found)
             return None
         if len(self._admitted) >= RECORDS_HELD_MAX:
             self._admitted.clear()
-        self._admitted[store_hash] = found[0]
-        return found[0]
+        self._admitted[store_hash] = standing[0]
+        return standing[0]
 
     async def _ask_peers(
-        self, store_hash: str, found: list[Admitted], enough: trio.CancelScope
+        self, store_hash: str, found: Candidates, enough: trio.CancelScope
     ) -> None:
         offers = await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX)
         if not any(self._take(record, found) for _, record in offers):
@@ -155,7 +169,7 @@ class Substituter:
         self,
         upstream: Upstream,
         store_hash: str,
-        found: list[Admitted],
+        found: Candidates,
         enough: trio.CancelScope,
     ) -> None:
         try:
@@ -169,21 +183,34 @@ class Substituter:
         if info is not None and self._take(record_of(info), found):
             enough.cancel()
 
-    def _take(self, record: PathRecord, found: list[Admitted]) -> bool:
-        admitted = self._admit(record)
-        if admitted is not None:
-            found.append(admitted)
-        return admitted is not None
+    def _take(self, record: PathRecord, found: Candidates) -> bool:
+        """Whether that is enough."""
+        admitted = self._admit(found.add(record))
+        if admitted is None:
+            return False
+        found.admitted.append(admitted)
+        return not self._hears_all
 
-    def _admit(self, record: PathRecord | None) -> Admitted | None:
-        if record is None:
-            return None
+    def _admit(self, record: PathRecord) -> Admitted | None:
         try:
-            return admit(record, self._policy)
+            admitted = admit(record, self._policy)
         except NotTrusted as error:
-            self.served.refused += 1
-            log.warning("refused %s", error)
+            log.debug("not enough yet: %s", error)
+            self._saw(record, self._policy.judge(record).counting)
             return None
+        self._saw(record, admitted.signatures)
+        return admitted if self._stands(admitted) else None
+
+    def _stands(self, admitted: Admitted) -> bool:
+        """What was admitted may turn out to be disputed, or not to be that content."""
+        if self._policy.forbids(admitted.record.store_path):
+            return False
+        return admitted.vouched or not self.deliveries.is_disproved(admitted.record)
+
+    def _say_refused(self, found: Candidates) -> None:
+        for record in found.records.values():
+            self.served.refused += 1
+            log.warning("refused %s", why_not(record, self._policy.judge(record)))
 
 
 def _text(status: int, body: bytes, kind: str) -> Response:

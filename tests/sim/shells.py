@@ -25,8 +25,8 @@ from chunker.record import PathRecord
 from gateway.delivery import Body, Deliveries
 from gateway.filling import Filling
 from gateway.narinfo import fingerprint
-from gateway.pump import BodyBroken
 from gateway.policy import any_of
+from gateway.pump import BodyBroken
 from gateway.signing import KeyRing, SecretKey
 from gateway.trust import Admitted, admit
 from tests.peer.office import Node, Office, make_path, until

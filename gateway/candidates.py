@@ -1,0 +1,47 @@
+"""What one look-up heard: a record for each signed content, with the signatures of all answers.
+
+With k of n one cache has the signature of one builder, another that of the other; only together
+they admit. A record carries few signatures, so those that count come first, and a liar's junk is
+what does not fit. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from chunker.digest import NarHash
+from chunker.record import SIGNATURES_MAX, PathRecord
+
+from .policy import Policy
+from .seeding import NO_MANIFEST
+from .trust import Admitted
+
+Content = tuple[str, NarHash, int, tuple[str, ...]]
+
+
+@dataclass
+class Candidates:
+    policy: Policy
+    admitted: list[Admitted] = field(default_factory=list)
+    """In the order in which they were."""
+    records: dict[Content, PathRecord] = field(default_factory=dict)
+
+    def add(self, record: PathRecord) -> PathRecord:
+        """The record with what was heard before of the same content."""
+        content = (record.store_path, record.nar_hash, record.nar_size, record.references)
+        known = self.records.get(content)
+        if known is not None:
+            record = self._united(known, record)
+        self.records[content] = record
+        return record
+
+    def _united(self, known: PathRecord, other: PathRecord) -> PathRecord:
+        signatures = dict.fromkeys((*known.signatures, *other.signatures))
+        counting = self.policy.judge(replace(known, signatures=tuple(signatures))).counting
+        best = tuple(dict.fromkeys((*counting, *signatures)))[:SIGNATURES_MAX]
+        has_manifest = known.manifest != NO_MANIFEST or other.manifest == NO_MANIFEST
+        return replace(
+            known if has_manifest else other,
+            signatures=best,
+            content_address=known.content_address or other.content_address,
+        )
