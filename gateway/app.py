@@ -34,6 +34,7 @@ from .access import Access, find_access
 from .alarm_bell import AlarmBell
 from .config import Config
 from .errors import ConfigError, StoreProblem
+from .explain import Explainer
 from .offer import audience
 from .offer import policy as offers_to
 from .policy import Policy, without
@@ -69,6 +70,7 @@ class Node:
     pools: PoolKeeper
     substituter: Substituter | None = None
     deliveries: Deliveries | None = None
+    upstreams: tuple[Upstream, ...] = ()
     http_port: int = 0
     upstream_rates: UpstreamRates = field(default_factory=UpstreamRates)
 
@@ -100,6 +102,11 @@ class Node:
             transfers += self.upstream_rates.report(now)
         answer["transfers"] = transfers
         return answer
+
+    async def explain(self, store_path: str) -> dict[str, object]:
+        """What `narswarm explain --json` prints."""
+        explainer = Explainer(self.store, self.swarm, self.upstreams, self.policy, self.alarms.saw)
+        return await explainer.explain(store_path)
 
 
 @asynccontextmanager
@@ -134,7 +141,7 @@ async def node(config: Config) -> AsyncIterator[Node]:
         running = Node(config, identity, store, swarm, policy, alarms, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
-            await nursery.start(control.serve, config.store, running.status)
+            await nursery.start(control.serve, config.store, running.status, running.explain)
             nursery.start_soon(_flush, store)
             nursery.start_soon(pools.run, swarm, transport)
             nursery.start_soon(_discover, running)
@@ -153,10 +160,11 @@ async def serve_http(
     from .substituter import Substituter
 
     config = running.config
+    running.upstreams = _upstreams(config)
     substituter = Substituter(
         running.store,
         running.swarm,
-        _upstreams(config),
+        running.upstreams,
         running.policy,
         _ring(config.publish_keys),
         config.priority,
@@ -191,7 +199,7 @@ async def fetch_for_members(
     from .narinfos import Narinfos
 
     config, swarm = running.config, running.swarm
-    upstreams = _upstreams(config)
+    upstreams = running.upstreams = _upstreams(config)
     swarm.office.look_up = Narinfos(upstreams, swarm.policies.admits).look_up
     running.deliveries = Deliveries(
         running.store, swarm, upstreams, _ring(config.publish_keys), running.policy.suffices

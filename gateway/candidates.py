@@ -25,15 +25,19 @@ class Candidates:
     admitted: list[Admitted] = field(default_factory=list)
     """In the order in which they were."""
     records: dict[Content, PathRecord] = field(default_factory=dict)
+    _had: set[Content] = field(default_factory=set)
 
-    def add(self, record: PathRecord) -> PathRecord:
-        """The record with what was heard before of the same content."""
+    def add(self, record: PathRecord, *, has_nar: bool = True) -> PathRecord | None:
+        """The record with what was heard before of the same content; None until a source that has
+        the NAR as well (`has_nar`) was heard: what nobody has is not promised to Nix."""
         content = (record.store_path, record.nar_hash, record.nar_size, record.references)
         known = self.records.get(content)
         if known is not None:
             record = self._united(known, record)
         self.records[content] = record
-        return record
+        if has_nar:
+            self._had.add(content)
+        return record if content in self._had else None
 
     def _united(self, known: PathRecord, other: PathRecord) -> PathRecord:
         signatures = dict.fromkeys((*known.signatures, *other.signatures))

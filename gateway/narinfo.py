@@ -143,13 +143,14 @@ def parse_nar_url(path: str) -> tuple[str, NarHash] | None:
         return None
 
 
-def format(record: PathRecord, signatures: tuple[str, ...]) -> bytes:
+def format(record: PathRecord, signatures: tuple[str, ...], url: str = "") -> bytes:
     """The served narinfo: a pure function of the signed fields, the verified signatures, and a
-    content address that recomputes to the store path (`Admitted.record` has no other)."""
+    content address that recomputes to the store path (`Admitted.record` has no other). `url`: if
+    not that of this gateway."""
     names = " ".join(path.removeprefix("/nix/store/") for path in record.references)
     lines = [
         f"StorePath: {record.store_path}",
-        f"URL: {nar_url(record)}",
+        f"URL: {url or nar_url(record)}",
         "Compression: none",
         f"NarHash: sha256:{nix32_encode(record.nar_hash)}",
         f"NarSize: {record.nar_size}",

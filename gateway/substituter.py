@@ -29,7 +29,7 @@ from peer.swarm import Swarm
 from .candidates import Candidates
 from .delivery import Deliveries
 from .errors import NotTrusted, UpstreamError, UpstreamResting
-from .narinfo import format, parse_nar_url
+from .narinfo import SIGNATURES_ONLY_URL, format, parse_nar_url
 from .policy import Policy
 from .seeding import record_of
 from .server import Request, Response, Unsatisfiable, parse_range
@@ -180,12 +180,14 @@ class Substituter:
         except UpstreamError as error:
             log.warning("%s", error)
             return
-        if info is not None and self._take(record_of(info), found):
+        has_nar = info is not None and info.url != SIGNATURES_ONLY_URL
+        if info is not None and self._take(record_of(info), found, has_nar=has_nar):
             enough.cancel()
 
-    def _take(self, record: PathRecord, found: Candidates) -> bool:
+    def _take(self, record: PathRecord, found: Candidates, *, has_nar: bool = True) -> bool:
         """Whether that is enough."""
-        admitted = self._admit(found.add(record))
+        united = found.add(record, has_nar=has_nar)
+        admitted = None if united is None else self._admit(united)
         if admitted is None:
             return False
         found.admitted.append(admitted)

@@ -19,7 +19,7 @@ from gateway import substituter as substituter_module
 from gateway.delivery import WRONG_SECONDS
 from gateway.errors import UpstreamError
 from gateway.narinfo import Narinfo, fingerprint, format, nar_url, parse
-from gateway.policy import any_of
+from gateway.policy import Policy, any_of
 from gateway.server import BodyBroken, Request, Response
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
@@ -51,11 +51,16 @@ class Border:
     """A node with a substituter in front of it."""
 
     def __init__(
-        self, node: Node, upstreams: tuple[FileCache, ...], publish: tuple[PublicKey, ...] = ()
+        self,
+        node: Node,
+        upstreams: tuple[FileCache, ...],
+        publish: tuple[PublicKey, ...] = (),
+        policy: Policy | None = None,
     ) -> None:
         self.node = node
+        policy = any_of(KeyRing((KEY.public,))) if policy is None else policy
         self.substituter = Substituter(
-            node.store, node.swarm, upstreams, any_of(KeyRing((KEY.public,))), KeyRing(publish), 20
+            node.store, node.swarm, upstreams, policy, KeyRing(publish), 20
         )
 
     async def get(self, target: str, range: str = "", method: str = "GET") -> Response:
@@ -86,8 +91,9 @@ async def border(
     *peers: str,
     upstreams: tuple[FileCache, ...] = (),
     publish: tuple[PublicKey, ...] = (),
+    policy: Policy | None = None,
 ) -> AsyncIterator[Border]:
-    found = Border(await place.start("me", "gateway", *peers), upstreams, publish)
+    found = Border(await place.start("me", "gateway", *peers), upstreams, publish, policy)
     async with trio.open_nursery() as nursery:
         await nursery.start(found.substituter.deliveries.run)
         yield found

@@ -25,7 +25,11 @@ in rec {
   word = builtins.toFile "word" "one word\\n";
   sentence = builtins.toFile "sentence" "it names ${word}\\n";
   library = derive "library" "echo library > $out";
-  itself = derive "itself" "mkdir $out; echo $out ${library} $out > $out/names; ln -s $out/names $out/link";
+  itself = derive "itself" ''
+    mkdir $out
+    echo $out ${library} $out > $out/names
+    ln -s $out/names $out/link
+  '';
   empty = builtins.toFile "empty" "";
 }
 """
