@@ -20,7 +20,7 @@ from chunker.record import PathRecord, is_store_path, store_hash
 from .candidates import Candidates
 from .errors import NotTrusted, UpstreamError
 from .narinfo import SIGNATURES_ONLY_URL
-from .policy import Judgement, Policy
+from .policy import Policy
 from .seeding import NO_MANIFEST, held_manifest, record_of
 from .trust import admit
 
@@ -130,13 +130,8 @@ class Explainer:
             "admitted": bool(by),
             "admitted_by": by,
             "reasons": [] if by else list(judgement.reasons),
-            "missing_keys": [] if by else self._missing(judgement),
             "comes_from": self._comes_from(record),
         }
-
-    def _missing(self, judgement: Judgement) -> list[str]:
-        signed = {key for key, worth in judgement.signers if worth == "counts"}
-        return [] if judgement.forbidden else sorted(self.policy.keys.keys.keys() - signed)
 
     def _comes_from(self, record: PathRecord) -> str:
         """In the order in which `delivery` tries them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 Answer = Mapping[str, object]
@@ -20,6 +19,8 @@ _SAYS = {"yes": ("has it", "green"), "no": ("does not have it", ""), "error": ("
          "silent": ("no answer", "red")}  # fmt: skip
 HASH_CHARS = 19
 """Of a NarHash, where two are only to be told apart."""
+SECONDS_SHOWN_MIN = 0.1
+"""Faster answers hold nobody up."""
 
 
 def show(answer: Answer) -> None:
@@ -28,7 +29,8 @@ def show(answer: Answer) -> None:
 
 def explain_page(answer: Answer) -> RenderableType:
     contents = _mappings(answer["contents"])
-    lines: list[RenderableType] = [_head(answer, contents), _sources(answer, len(contents) > 1)]
+    lines: list[RenderableType] = [_head(answer, contents)]
+    lines += _sources(answer, len(contents) > 1)
     for content in contents:
         lines += _content(content, several=len(contents) > 1)
     lines += [Text(f"-> {advice}") for advice in _texts(answer["advice"])]
@@ -42,18 +44,22 @@ def _head(answer: Answer, contents: list[Answer]) -> Text:
     return head.append("Nix does not get it", "bold red")
 
 
-def _sources(answer: Answer, several: bool) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+def _sources(answer: Answer, several: bool) -> list[Text]:
+    """A line each, uncut: a URL is there to be copied."""
+    lines = []
     for source in _mappings(answer["sources"]):
         words, colour = _SAYS[str(source["says"])]
-        seconds = source["seconds"]
-        assert isinstance(seconds, float)
+        if source["says"] == "yes" and not source["has_nar"]:
+            words, colour = "knows of it", "yellow"
         said = [str(source["detail"])] if source["detail"] else []
         said += [f"signed by {', '.join(_texts(source['signed_by']))}"] * bool(source["signed_by"])
         said += [str(source["nar_hash"])[:HASH_CHARS]] * bool(several and source["nar_hash"])
-        took = f"{seconds * 1000:.0f} ms" if seconds else ""
-        table.add_row("", str(source["name"]), Text(words, colour), took, "; ".join(said))
-    return table
+        seconds = source["seconds"]
+        assert isinstance(seconds, float)
+        said += [f"{seconds * 1000:.0f} ms"] * (seconds >= SECONDS_SHOWN_MIN)
+        line = Text.assemble("  ", (f"{words:18}", colour), str(source["name"]))
+        lines.append(line.append(f"  ({'; '.join(said)})" if said else ""))
+    return lines
 
 
 def _content(content: Answer, *, several: bool) -> list[RenderableType]:
