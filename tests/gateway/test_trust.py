@@ -198,6 +198,26 @@ async def test_a_nar_that_matches_only_its_nar_hash_is_cut(
 
 
 @pytest.mark.parametrize(("kind", "name"), UNBOUND)
+async def test_a_false_nar_hash_enters_no_record(tmp_path: Path, kind: str, name: str) -> None:
+    """Though the NAR matches it, and nobody reads it."""
+    record, nar, wrong = lie(kind, name)
+    false = lying(record, wrong)
+    async with office() as place:
+        liar = write_cache(tmp_path / "a", false, wrong)
+        async with border(place, upstreams=(liar,), policy=NOBODY) as me:
+            deliveries = me.substituter.deliveries
+            assert deliveries.fill(false) is not None
+            await until(lambda: not deliveries.running())
+            assert me.node.store.record(record.store_hash) is None
+        honest = write_cache(tmp_path / "b", record, nar)
+        async with border(place, upstreams=(honest,), policy=NOBODY) as me:
+            deliveries = me.substituter.deliveries
+            assert deliveries.fill(record) is not None
+            await until(lambda: not deliveries.running())
+            assert me.node.store.record(record.store_hash) is not None
+
+
+@pytest.mark.parametrize(("kind", "name"), UNBOUND)
 async def test_what_is_held_under_a_false_nar_hash_is_not_served(kind: str, name: str) -> None:
     record, _, wrong = lie(kind, name)
     false = lying(record, wrong)
