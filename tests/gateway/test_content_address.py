@@ -144,6 +144,15 @@ def test_an_executable_is_not_the_file() -> None:
     assert not holds(record, nar.replace(plain, marked))
 
 
+def test_a_link_is_not_the_file_that_its_target_spells() -> None:
+    """Its NAR differs in two words of the same length."""
+    record, nar = one("fixed:sha256", "file")
+    link = nar.replace(strings(b"regular"), strings(b"symlink"))
+    link = link.replace(strings(b"contents"), strings(b"target"))
+    assert len(link) == len(nar) and link != nar
+    assert not holds(record, link)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "text", "text:", "text:sha256:", "text:sha1:" + "0" * 32, "fixed:git:sha1:" + "0" * 32,
