@@ -16,6 +16,7 @@ from chunker.digest import NarHash
 from chunker.record import PathRecord
 from chunker.store import MemoryStore
 from gateway.alarms import Alarms
+from gateway.breaker import Guarded
 from gateway.candidates import Candidates
 from gateway.narinfo import SIGNATURES_ONLY_URL, Narinfo, format, nar_url, parse
 from gateway.policy import Policy, Rule, any_of
@@ -229,6 +230,18 @@ async def test_a_false_nar_hash_enters_no_record(tmp_path: Path, kind: str, name
             assert deliveries.fill(record) is not None
             await until(lambda: not deliveries.running())
             assert me.node.store.record(record.store_hash) is not None
+
+
+async def test_a_lie_about_the_size_costs_the_honest_upstream_nothing(tmp_path: Path) -> None:
+    """It would be blamed for a NAR that is longer than was said."""
+    record, nar = one("fixed:r:sha256", "small")
+    false = replace(record, nar_size=record.nar_size - 8)
+    async with office() as place:
+        honest = Guarded(write_cache(tmp_path, record, nar))
+        async with border(place, upstreams=(honest,), policy=NOBODY) as me:  # type: ignore[arg-type]
+            assert me.substituter.deliveries.fill(false) is not None
+            await until(lambda: not me.substituter.deliveries.running())
+            assert await me.nar(record) == nar
 
 
 @pytest.mark.parametrize(("kind", "name"), UNBOUND)
