@@ -24,7 +24,8 @@ from chunker.record import PathRecord, is_store_path
 
 from .content_address import recomputes
 
-PATHS_SEEN_MAX = 100_000
+PATHS_SEEN_MAX = 20_000
+"""Some 500 bytes each."""
 CONFLICTS_MAX = 1000
 """Of more the oldest are forgotten."""
 CONTENTS_PER_PATH_MAX = 8

@@ -115,7 +115,7 @@ async def node(config: Config) -> AsyncIterator[Node]:
     from peer.host import Libp2pTransport
 
     policy, alarms = trust_policy(config)
-    publish = _ring(config.publish_keys)
+    publish = publish_keys(config)
     identity = _identity(config)
     addresses = tuple(_address(text) for text in (*config.peers, *config.seeds))
     configured = frozenset(address.peer for address in addresses)
@@ -166,7 +166,7 @@ async def serve_http(
         running.swarm,
         running.upstreams,
         running.policy,
-        _ring(config.publish_keys),
+        publish_keys(config),
         config.priority,
         running.alarms.saw,
         hears_all=config.conflicts == "refuse",
@@ -202,7 +202,7 @@ async def fetch_for_members(
     upstreams = running.upstreams = _upstreams(config)
     swarm.office.look_up = Narinfos(upstreams, swarm.policies.admits).look_up
     running.deliveries = Deliveries(
-        running.store, swarm, upstreams, _ring(config.publish_keys), running.policy.suffices
+        running.store, swarm, upstreams, publish_keys(config), running.policy.suffices
     )
     await running.deliveries.run(task_status)
 
@@ -221,6 +221,10 @@ def trusted_keys(config: Config) -> KeyRing:
     if config.use_nix_conf:
         texts += _nix_settings().trusted_public_keys
     return _ring(tuple(dict.fromkeys(texts)))
+
+
+def publish_keys(config: Config) -> KeyRing:
+    return without(_ring(config.publish_keys), config.denied_keys)
 
 
 def trust_policy(config: Config) -> tuple[Policy, AlarmBell]:

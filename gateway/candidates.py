@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from chunker.digest import NarHash
 from chunker.record import SIGNATURES_MAX, PathRecord
 
+from .content_address import recomputes
 from .policy import Policy
 from .seeding import NO_MANIFEST
 from .trust import Admitted
@@ -47,5 +48,5 @@ class Candidates:
         return replace(
             known if has_manifest else other,
             signatures=best,
-            content_address=known.content_address or other.content_address,
+            content_address=(known if recomputes(known) else other).content_address,
         )

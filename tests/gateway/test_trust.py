@@ -127,6 +127,14 @@ def test_signatures_of_one_content_are_united_and_junk_does_not_push_them_out() 
     assert found.add(other) == other and len(found.records) == 2
 
 
+def test_a_liars_address_does_not_hide_the_true_one() -> None:
+    record, _ = one("fixed:r:sha256", "small")
+    found = Candidates(NOBODY)
+    for address in ("fixed:r:sha256:junk", "", record.content_address, "junk"):
+        united = found.add(replace(record, content_address=address))
+    assert united is not None and united.content_address == record.content_address
+
+
 async def test_two_contents_of_one_path_are_refused_where_that_is_configured(
     tmp_path: Path,
 ) -> None:
