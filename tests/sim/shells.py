@@ -114,7 +114,9 @@ class Upstream:
     url = "sim://upstream"
 
     def __init__(self, record: PathRecord, nar: bytes, outcome: Outcome) -> None:
-        self._info = SimpleNamespace(nar_hash=record.nar_hash)
+        self._info = SimpleNamespace(
+            nar_hash=record.nar_hash, nar_size=record.nar_size, url="nar/of-it.nar"
+        )
         self._nar = nar
         self._outcome = outcome
 
