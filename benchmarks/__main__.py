@@ -16,13 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import core, growth, page, session, swarm
+from benchmarks import core, growth, lookup, page, session, swarm
 from benchmarks.hosts import NoHosts
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENTS = Path(__file__).parents[1] / "docs"
-BENCHMARKS = {"core": core, "session": session, "simulation": growth}
-MEANING = {**core.MEANING, **session.MEANING, **swarm.MEANING, **growth.MEANING}
+BENCHMARKS = {"core": core, "lookup": lookup, "session": session, "simulation": growth}
+MEANING = {**core.MEANING, **lookup.MEANING, **session.MEANING, **swarm.MEANING, **growth.MEANING}
 STOPPED_EXIT = 128 + signal.SIGTERM
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from .delivery import Deliveries
     from .substituter import Substituter
+    from .transfers import Transfers
     from .upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -158,9 +159,10 @@ async def serve_http(
     """The gateway's HTTP side, until `stopping`; current answers are finished first."""
     from .server import serve
     from .substituter import Substituter
+    from .transfers import Transfers
 
-    config = running.config
-    running.upstreams = _upstreams(config)
+    config, transfers = running.config, Transfers()
+    running.upstreams = _upstreams(config, transfers)
     substituter = Substituter(
         running.store,
         running.swarm,
@@ -168,7 +170,9 @@ async def serve_http(
         running.policy,
         publish_keys(config),
         config.priority,
-        running.alarms.saw,
+        ranks=_ranks(config, running.upstreams),
+        policies_of=_policies_of(running),
+        saw=running.alarms.saw,
         hears_all=config.conflicts == "refuse",
     )
     try:
@@ -185,7 +189,8 @@ async def serve_http(
     hosts = frozenset({f"{name}:{port}" for name in names} | names)
     await listening(running)
     async with trio.open_nursery() as nursery:
-        await nursery.start(substituter.deliveries.run)
+        await nursery.start(transfers.run)
+        await nursery.start(substituter.run)
         nursery.start_soon(_measure, running, substituter)
         await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
         nursery.cancel_scope.cancel()
@@ -196,23 +201,49 @@ async def fetch_for_members(
 ) -> None:
     """The peer's side of upstreams: what a member asks for is fetched once for all, and kept."""
     from .delivery import Deliveries
-    from .narinfos import Narinfos
+    from .lookup import admitted_by
+    from .lookups import Lookups
+    from .transfers import Transfers
 
-    config, swarm = running.config, running.swarm
-    upstreams = running.upstreams = _upstreams(config)
-    swarm.office.look_up = Narinfos(upstreams, swarm.policies.admits).look_up
-    running.deliveries = Deliveries(
-        running.store, swarm, upstreams, publish_keys(config), running.policy.suffices
+    config, swarm, transfers = running.config, running.swarm, Transfers()
+    upstreams = running.upstreams = _upstreams(config, transfers)
+    lookups = Lookups(
+        upstreams,
+        lambda record, sources: admitted_by(record, [running.policy]),
+        ranks=_ranks(config, upstreams),
     )
-    await running.deliveries.run(task_status)
+    swarm.office.look_up = lookups.record
+    running.deliveries = Deliveries(
+        running.store,
+        swarm,
+        upstreams,
+        publish_keys(config),
+        lookups.order,
+        running.policy.suffices,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transfers.run)
+        await nursery.start(lookups.run)
+        await running.deliveries.run(task_status)
 
 
-def _upstreams(config: Config) -> tuple[Upstream, ...]:
+def _upstreams(config: Config, transfers: Transfers) -> tuple[Upstream, ...]:
     from .breaker import Guarded
     from .upstream import open_cache
 
     access = upstream_access(config)
-    return tuple(Guarded(open_cache(url, access)) for url in config.upstreams)
+    return tuple(Guarded(open_cache(one.url, access, transfers)) for one in config.upstreams)
+
+
+def _ranks(config: Config, upstreams: tuple[Upstream, ...]) -> dict[str, int]:
+    """By the URL without a password, as the upstream itself says it."""
+    return {one.url: said.priority for one, said in zip(upstreams, config.upstreams, strict=True)}
+
+
+def _policies_of(running: Node) -> dict[str, Policy]:
+    """For upstreams with keys of their own: the policy with those, too."""
+    pairs = zip(running.upstreams, running.config.upstreams, strict=True)
+    return {one.url: running.policy.with_keys(_ring(said.keys)) for one, said in pairs if said.keys}
 
 
 def trusted_keys(config: Config) -> KeyRing:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import trio
@@ -88,9 +88,11 @@ class Deliveries:
         swarm: Swarm,
         upstreams: tuple[Upstream, ...],
         publish_keys: KeyRing,
+        order: Callable[[PathRecord], Sequence[Upstream]] | None = None,
         vouches: Callable[[PathRecord], bool] = lambda record: False,
     ) -> None:
-        """`vouches`: see Proofs."""
+        """`order`: which of `upstreams` to ask for a NAR, best first; by default as they are.
+        `vouches`: see Proofs."""
         self.proofs = Proofs(vouches)
         self.upstream_bytes = 0
         self.patience_seconds = RESCUE_SECONDS if upstreams else STUCK_SECONDS_MAX
@@ -98,6 +100,7 @@ class Deliveries:
         self._swarm = swarm
         self._upstreams = upstreams
         self._publish_keys = publish_keys
+        self._order = order or (lambda record: upstreams)
         self._full_until = float("-inf")
         self._wrong: dict[NarHash, float] = {}
         self._begun: dict[NarHash, ManifestId | None] = {}
@@ -279,7 +282,7 @@ class Deliveries:
             office = self._swarm.office
             office.publish(growing)
             filling = Filling(
-                self._store, record, self._upstreams, growing, office.grew, self._prove
+                self._store, record, self._order(record), growing, office.grew, self._prove
             )
             self._fillings[growing.id] = filling
             self._nursery.start_soon(self._run_filling, filling)

@@ -92,12 +92,18 @@ class Policy:
         an empty string (gateway.alarms)."""
         self._known = keys
         self._disputed = disputed
-        self._denied_paths = tuple(denied_paths)
-        self.keys = without(keys, denied_keys)
+        self._denied_keys, self._denied_paths = tuple(denied_keys), tuple(denied_paths)
+        self.keys = without(keys, self._denied_keys)
         """The trusted keys that are not denied."""
         self._rules = tuple(rules) or DEFAULT_RULES
         for rule in rules:
             self._check(rule)
+
+    def with_keys(self, more: KeyRing) -> Policy:
+        """The same with more trusted keys. Raises BadKey for another key of a known name."""
+        keys = KeyRing((*self._known.keys.values(), *more.keys.values()))
+        rules = () if self._rules == DEFAULT_RULES else self._rules
+        return Policy(keys, rules, self._denied_keys, self._denied_paths, self._disputed)
 
     @property
     def idle_keys(self) -> tuple[str, ...]:

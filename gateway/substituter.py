@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -26,22 +26,22 @@ from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.swarm import Swarm
 
-from .candidates import Candidates
 from .delivery import Deliveries
-from .errors import NotTrusted, UpstreamError, UpstreamResting
-from .narinfo import SIGNATURES_ONLY_URL, format, parse_nar_url
+from .errors import NotTrusted
+from .lookup import admitted_by
+from .lookups import Lookups
+from .memory import Known
+from .narinfo import parse_nar_url
 from .policy import Policy
-from .seeding import record_of
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
-from .trust import Admitted, admit, why_not
+from .trust import Admitted, admit
 from .upstream import Upstream
 
 log = logging.getLogger(__name__)
 
 LOOKUP_SECONDS_MAX = 5.0
 PEER_SECONDS_MAX = 3.0
-RECORDS_HELD_MAX = 100_000
 ASKED_KEPT = 64
 _NARINFO = re.compile(r"/([0-9abcdfghijklmnpqrsvwxyz]{32})\.narinfo")
 
@@ -65,24 +65,46 @@ class Substituter:
         policy: Policy,
         publish_keys: KeyRing,
         priority: int,
-        saw: Callable[[PathRecord, tuple[str, ...]], None] = lambda record, signatures: None,
         *,
+        ranks: Mapping[str, int] | None = None,
+        policies_of: Mapping[str, Policy] | None = None,
+        saw: Callable[[PathRecord, tuple[str, ...]], None] = lambda record, signatures: None,
         hears_all: bool = False,
     ) -> None:
-        """`saw` is told of every record and those of its signatures that count; `hears_all`: the
-        first that is admitted does not end a look-up, for others may contradict."""
+        """`ranks` and `policies_of` by the URL of an upstream: who delivers first, and the policy
+        with keys that count for what it says and nobody else. `saw` is told of every record and
+        those of its signatures that count; `hears_all`: the first that is admitted does not end a
+        look-up, for others may contradict."""
         self.served = Served()
         self.asked: deque[str] = deque(maxlen=ASKED_KEPT)
         """The store hashes that Nix asked for last."""
-        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys, policy.suffices)
+        self._lookups = Lookups(
+            upstreams,
+            self._admits,
+            ask_peers=self._ask_peers,
+            has_peers=lambda: bool(swarm.sessions_open() or swarm.dialling.undecided),
+            holds=swarm.catalogue.holds,
+            held=store.record,
+            ranks=ranks,
+            hears_all=hears_all,
+        )
+        self.deliveries = Deliveries(
+            store, swarm, upstreams, publish_keys, self._lookups.order, policy.suffices
+        )
         self._store = store
         self._swarm = swarm
-        self._upstreams = upstreams
         self._policy = policy
-        self._priority = priority
+        self._policies_of = policies_of or {}
         self._saw = saw
-        self._hears_all = hears_all
-        self._admitted: dict[str, Admitted] = {}
+        self._priority = priority
+        self._refused_here = 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Owns the questions to upstreams and the downloads from them, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._lookups.run)
+            await nursery.start(self.deliveries.run)
+            task_status.started()
 
     async def answer(self, request: Request) -> Response:
         if request.target == "/nix-cache-info":
@@ -96,18 +118,18 @@ class Substituter:
 
     async def _narinfo(self, store_hash: str) -> Response:
         self.asked.append(store_hash)
-        admitted = await self.look_up(store_hash)
-        if admitted is None:
+        known = await self.look_up(store_hash)
+        if known is None:
             self.served.missing += 1
             return _not_found()
         self.served.narinfos += 1
-        body = format(admitted.record, admitted.signatures)
-        return _text(200, body, "text/x-nix-narinfo")
+        return _text(200, known.text, "text/x-nix-narinfo")
 
     async def _nar(self, request: Request, store_hash: str, nar_hash: bytes) -> Response:
-        admitted = await self.look_up(store_hash)
-        if admitted is None or admitted.record.nar_hash != nar_hash:
+        known = await self.look_up(store_hash)
+        if known is None or known.admitted.record.nar_hash != nar_hash:
             return _not_found()
+        admitted = known.admitted
         size = admitted.record.nar_size
         span = parse_range(request.headers.get("range"), size)
         if isinstance(span, Unsatisfiable):
@@ -119,6 +141,7 @@ class Substituter:
             return Response(200, tuple(headers), b"", size)
         body = await self.deliveries.open(admitted, ranged=span is not None)
         if body is None:
+            self._lookups.forget(store_hash)
             return _not_found()
         start, end = span or (0, size)
         if span is not None:
@@ -128,77 +151,39 @@ class Substituter:
         status = 200 if span is None else 206
         return Response(status, tuple(headers), body(start, end), end - start)
 
-    async def look_up(self, store_hash: str) -> Admitted | None:
+    async def look_up(self, store_hash: str) -> Known | None:
         """The record that the policy admits, from here, from peers or from an upstream."""
-        known = self._admitted.get(store_hash)
-        if known is not None and self._stands(known):
-            return known
-        found = Candidates(self._policy)
-        here = self._store.record(store_hash)
-        if here is not None and self._take(here, found):
-            return found.admitted[0]
-        with trio.CancelScope(deadline=trio.current_time() + LOOKUP_SECONDS_MAX) as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask_peers, store_hash, found, nursery.cancel_scope)
-                for upstream in self._upstreams:
-                    nursery.start_soon(
-                        self._ask_upstream, upstream, store_hash, found, nursery.cancel_scope
-                    )
-        if scope.cancelled_caught:
-            self.served.undecided += 1
-        standing = [admitted for admitted in found.admitted if self._stands(admitted)]
-        if not standing:
-            self._say_refused(found)
-            return None
-        if len(self._admitted) >= RECORDS_HELD_MAX:
-            self._admitted.clear()
-        self._admitted[store_hash] = standing[0]
-        return standing[0]
+        known = self._lookups.known(store_hash)
+        if known is not None and not self._stands(known.admitted):
+            self._lookups.forget(store_hash)
+            known = None
+        if known is None:
+            admitted = self._admit_held(store_hash)
+            if admitted is None:
+                return await self._find(store_hash)
+            known = Known(admitted)
+            self._lookups.learn(known)
+        return known
 
-    async def _ask_peers(
-        self, store_hash: str, found: Candidates, enough: trio.CancelScope
-    ) -> None:
-        offers = await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX)
-        if not any(self._take(record, found) for _, record in offers):
-            offers = await self._swarm.questions.please(store_hash, PEER_SECONDS_MAX, [])
-            if not any(self._take(record, found) for _, record in offers):
-                return
-        enough.cancel()
-
-    async def _ask_upstream(
-        self,
-        upstream: Upstream,
-        store_hash: str,
-        found: Candidates,
-        enough: trio.CancelScope,
-    ) -> None:
+    async def _find(self, store_hash: str) -> Known | None:
         try:
-            info = await upstream.narinfo(store_hash)
-        except UpstreamResting as error:
-            log.debug("%s", error)
-            return
-        except UpstreamError as error:
-            log.warning("%s", error)
-            return
-        has_nar = info is not None and info.url != SIGNATURES_ONLY_URL
-        if info is not None and self._take(record_of(info), found, has_nar=has_nar):
-            enough.cancel()
+            known = await self._lookups.look_up(store_hash, LOOKUP_SECONDS_MAX)
+        except trio.TooSlowError:
+            self.served.undecided += 1
+            return None
+        finally:
+            self.served.refused = self._lookups.refused + self._refused_here
+        return known if known is not None and self._stands(known.admitted) else None
 
-    def _take(self, record: PathRecord, found: Candidates, *, has_nar: bool = True) -> bool:
-        """Whether that is enough."""
-        united = found.add(record, has_nar=has_nar)
-        admitted = None if united is None else self._admit(united)
-        if admitted is None:
-            return False
-        found.admitted.append(admitted)
-        return not self._hears_all
-
-    def _admit(self, record: PathRecord) -> Admitted | None:
+    def _admit_held(self, store_hash: str) -> Admitted | None:
+        record = self._store.record(store_hash)
+        if record is None:
+            return None
         try:
             admitted = admit(record, self._policy)
         except NotTrusted as error:
-            log.debug("not enough yet: %s", error)
-            self._saw(record, self._policy.judge(record).counting)
+            self._refused_here += 1
+            log.warning("refused %s", error)
             return None
         self._saw(record, admitted.signatures)
         return admitted if self._stands(admitted) else None
@@ -209,10 +194,24 @@ class Substituter:
             return False
         return admitted.vouched or not self.deliveries.is_disproved(admitted.record)
 
-    def _say_refused(self, found: Candidates) -> None:
-        for record in found.records.values():
-            self.served.refused += 1
-            log.warning("refused %s", why_not(record, self._policy.judge(record)))
+    def _admits(self, record: PathRecord, sources: frozenset[str]) -> Admitted | None:
+        """With the keys that count for everybody, then with those that count for who says so."""
+        own = (self._policies_of[url] for url in sorted(sources) if url in self._policies_of)
+        policies = (self._policy, *own)
+        admitted = admitted_by(record, policies)
+        if admitted is None:
+            for policy in policies:
+                self._saw(record, policy.judge(record).counting)
+            return None
+        self._saw(record, admitted.signatures)
+        return admitted if self._stands(admitted) else None
+
+    async def _ask_peers(self, store_hash: str, offer: Callable[[PathRecord], bool]) -> None:
+        questions = self._swarm.questions
+        offers = await questions.look_up(store_hash, PEER_SECONDS_MAX)
+        if not any([offer(record) for _, record in offers]):
+            for _, record in await questions.please(store_hash, PEER_SECONDS_MAX, []):
+                offer(record)
 
 
 def _text(status: int, body: bytes, kind: str) -> Response:

@@ -159,9 +159,12 @@ async def test_two_contents_of_one_path_are_refused_where_that_is_configured(
             alarms.saw(0.0, record, (one.partition(":")[0] for one in signatures))
 
         substituter = Substituter(
-            node.store, node.swarm, caches, policy, KeyRing(()), 20, saw, hears_all=True
+            node.store, node.swarm, caches, policy, KeyRing(()), 20, saw=saw, hears_all=True
         )
-        assert await substituter.look_up(record.store_hash) is None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(substituter.run)
+            assert await substituter.look_up(record.store_hash) is None
+            nursery.cancel_scope.cancel()
         assert record.store_path in alarms.conflicts
 
 
