@@ -20,6 +20,7 @@ from gateway.breaker import Guarded
 from gateway.lookup import admitted_by
 from gateway.lookups import Lookups
 from gateway.policy import any_of
+from gateway.run import collect_seldom
 from gateway.signing import KeyRing, PublicKey
 from gateway.transfers import Transfers
 from gateway.trust import Admitted
@@ -39,6 +40,7 @@ async def main(
         return admitted_by(record, [policy])
 
     lookups, found = Lookups(caches, admits), 0
+    collect_seldom()
 
     async def ask(left: Iterator[str]) -> None:
         nonlocal found
