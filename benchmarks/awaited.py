@@ -19,6 +19,7 @@ from gateway.access import Access
 from gateway.breaker import Guarded
 from gateway.lookup import admitted_by
 from gateway.lookups import Lookups
+from gateway.policy import any_of
 from gateway.run import collect_seldom
 from gateway.signing import KeyRing, PublicKey
 from gateway.transfers import Transfers
@@ -31,12 +32,12 @@ SECONDS_MAX = 60.0
 async def main(
     urls: list[str], certificate: Path, key: PublicKey, names: list[str], askers: int
 ) -> None:
-    ring, transfers = KeyRing((key,)), Transfers()
+    policy, transfers = any_of(KeyRing((key,))), Transfers()
     access = Access(tls_roots=certificate)
     caches = [Guarded(open_cache(url, access, transfers)) for url in urls]
 
     def admits(record: PathRecord, sources: frozenset[str]) -> Admitted | None:
-        return admitted_by(record, [ring])
+        return admitted_by(record, [policy])
 
     lookups, found = Lookups(caches, admits), 0
     collect_seldom()

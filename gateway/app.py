@@ -31,10 +31,14 @@ from peer.swarm import Swarm
 
 from . import control, nixconf
 from .access import Access, find_access
+from .alarm_bell import AlarmBell
 from .config import Config
 from .errors import ConfigError, StoreProblem
-from .offer import audience, is_signed, policy
-from .pool_keeper import PoolKeeper
+from .explain import Explainer
+from .offer import audience
+from .offer import policy as offers_to
+from .policy import Policy, without
+from .pool_keeper import PoolKeeper, wall_clock
 from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
@@ -62,10 +66,12 @@ class Node:
     identity: Identity
     store: PackStore
     swarm: Swarm
-    keys: KeyRing
+    policy: Policy
+    alarms: AlarmBell
     pools: PoolKeeper
     substituter: Substituter | None = None
     deliveries: Deliveries | None = None
+    upstreams: tuple[Upstream, ...] = ()
     http_port: int = 0
     upstream_rates: UpstreamRates = field(default_factory=UpstreamRates)
 
@@ -81,6 +87,7 @@ class Node:
             **store_report(self.store),
             **swarm_report(now, self.swarm, networks()),
             "pools": self.pools.status(),
+            "conflicts": self.alarms.report(),
         }
         transfers = peer_transfers(now, self.swarm)
         if self.substituter is not None:
@@ -97,22 +104,28 @@ class Node:
         answer["transfers"] = transfers
         return answer
 
+    async def explain(self, store_path: str) -> dict[str, object]:
+        """What `narswarm explain --json` prints."""
+        explainer = Explainer(self.store, self.swarm, self.upstreams, self.policy, self.alarms.saw)
+        return await explainer.explain(store_path)
+
 
 @asynccontextmanager
 async def node(config: Config) -> AsyncIterator[Node]:
     """Open everything, run the swarm and the control socket, and close it all in order."""
     from peer.host import Libp2pTransport
 
-    keys, publish = trusted_keys(config), _ring(config.publish_keys)
+    policy, alarms = trust_policy(config)
+    publish = publish_keys(config)
     identity = _identity(config)
     addresses = tuple(_address(text) for text in (*config.peers, *config.seeds))
     configured = frozenset(address.peer for address in addresses)
     store = _open_store(config)
     try:
         pools = PoolKeeper(config.store, identity, config.role)
-        may_have = policy(configured, keys, publish, pools.keys_for)
+        may_have = offers_to(configured, policy.keys, publish, pools.keys_for, policy.denies)
         salt = secrets.token_bytes(32)
-        known = audience(lambda: (keys, publish, *pools.rings()))
+        known = audience(lambda: (policy.keys, publish, *pools.rings()), policy.denies)
         catalogue = Catalogue(store, salt, may_have, known)
         transport = Libp2pTransport(identity, [_host_port(text) for text in config.listen])
         swarm = Swarm(
@@ -120,16 +133,16 @@ async def node(config: Config) -> AsyncIterator[Node]:
             store,
             catalogue,
             config.role,
-            _policies(config, configured, keys, pools),
+            _policies(config, configured, policy, pools),
             addresses,
             random.Random(secrets.randbits(64)),
             pools.introductions,
             pools.handlers,
         )
-        running = Node(config, identity, store, swarm, keys, pools)
+        running = Node(config, identity, store, swarm, policy, alarms, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
-            await nursery.start(control.serve, config.store, running.status)
+            await nursery.start(control.serve, config.store, running.status, running.explain)
             nursery.start_soon(_flush, store)
             nursery.start_soon(pools.run, swarm, transport)
             nursery.start_soon(_discover, running)
@@ -149,16 +162,18 @@ async def serve_http(
     from .transfers import Transfers
 
     config, transfers = running.config, Transfers()
-    upstreams = _upstreams(config, transfers)
+    running.upstreams = _upstreams(config, transfers)
     substituter = Substituter(
         running.store,
         running.swarm,
-        upstreams,
-        running.keys,
-        _ring(config.publish_keys),
+        running.upstreams,
+        running.policy,
+        publish_keys(config),
         config.priority,
-        ranks=_ranks(config, upstreams),
-        keys_of=_keys_of(config, upstreams),
+        ranks=_ranks(config, running.upstreams),
+        policies_of=_policies_of(running),
+        saw=running.alarms.saw,
+        hears_all=config.conflicts == "refuse",
     )
     try:
         listeners = await trio.open_tcp_listeners(config.http_port, host=config.http_host)
@@ -191,15 +206,20 @@ async def fetch_for_members(
     from .transfers import Transfers
 
     config, swarm, transfers = running.config, running.swarm, Transfers()
-    upstreams = _upstreams(config, transfers)
+    upstreams = running.upstreams = _upstreams(config, transfers)
     lookups = Lookups(
         upstreams,
-        lambda record, sources: admitted_by(record, [running.keys]),
+        lambda record, sources: admitted_by(record, [running.policy]),
         ranks=_ranks(config, upstreams),
     )
     swarm.office.look_up = lookups.record
     running.deliveries = Deliveries(
-        running.store, swarm, upstreams, _ring(config.publish_keys), lookups.order
+        running.store,
+        swarm,
+        upstreams,
+        publish_keys(config),
+        lookups.order,
+        running.policy.suffices,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(transfers.run)
@@ -220,9 +240,10 @@ def _ranks(config: Config, upstreams: tuple[Upstream, ...]) -> dict[str, int]:
     return {one.url: said.priority for one, said in zip(upstreams, config.upstreams, strict=True)}
 
 
-def _keys_of(config: Config, upstreams: tuple[Upstream, ...]) -> dict[str, KeyRing]:
-    pairs = zip(upstreams, config.upstreams, strict=True)
-    return {one.url: _ring(said.keys) for one, said in pairs if said.keys}
+def _policies_of(running: Node) -> dict[str, Policy]:
+    """For upstreams with keys of their own: the policy with those, too."""
+    pairs = zip(running.upstreams, running.config.upstreams, strict=True)
+    return {one.url: running.policy.with_keys(_ring(said.keys)) for one, said in pairs if said.keys}
 
 
 def trusted_keys(config: Config) -> KeyRing:
@@ -231,6 +252,25 @@ def trusted_keys(config: Config) -> KeyRing:
     if config.use_nix_conf:
         texts += _nix_settings().trusted_public_keys
     return _ring(tuple(dict.fromkeys(texts)))
+
+
+def publish_keys(config: Config) -> KeyRing:
+    return without(_ring(config.publish_keys), config.denied_keys)
+
+
+def trust_policy(config: Config) -> tuple[Policy, AlarmBell]:
+    """Raises ConfigError for rules that could admit nothing."""
+    keys = trusted_keys(config)
+    alarms = AlarmBell(
+        config.store,
+        without(keys, config.denied_keys).keys,
+        wall_clock,
+        refuses=config.conflicts == "refuse",
+    )
+    policy = Policy(keys, config.trust, config.denied_keys, config.denied_paths, alarms.disputed)
+    for key in policy.idle_keys:
+        log.warning("the key %s is trusted, but no rule of [[trust]] names it: it is idle", key)
+    return policy, alarms
 
 
 def upstream_access(config: Config) -> Access:
@@ -286,7 +326,7 @@ def _open_store(config: Config) -> PackStore:
 
 
 def _policies(
-    config: Config, configured: frozenset[PeerId], keys: KeyRing, pools: PoolKeeper
+    config: Config, configured: frozenset[PeerId], policy: Policy, pools: PoolKeeper
 ) -> Policies:
     open_lan = config.lan == "open"
 
@@ -300,8 +340,8 @@ def _policies(
             pools.is_member(peer) if config.role == "seed" else open_lan or knows(peer)
         ),
         knows=knows,
-        trusted_manifest=lambda record: trusted_manifest(record, keys),
-        admits=lambda record: is_signed(record, keys),
+        trusted_manifest=lambda record: trusted_manifest(record, policy.keys),
+        admits=policy.vouched,
         pulls_through=config.role == "peer",
     )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from .errors import GatewayError, StoreProblem, UsageError
 from .pool_options import add_pool
 from .setup_options import add_keys_add, add_setup
+from .trust_options import add_trust
 
 if TYPE_CHECKING:
     from .watching import Page
@@ -164,6 +165,7 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_keys_add(kinds)
     add_setup(commands)
     _add_seeing(commands)
+    add_trust(commands)
     add_pool(commands)
     verify = commands.add_parser(
         "verify",

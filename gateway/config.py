@@ -7,7 +7,8 @@ key; a file named with --config stands alone instead of both. Keys are flat and 
 `Config`, without `role`: the command that was called is the role. A key that is not known is
 refused with the nearest known one, a value of the wrong type with the expected type and the
 place it came from: a misspelt option that silently does nothing would be found out only when
-the office is slow. Every refusal is a ConfigError (exit code 2).
+the office is slow. Every refusal is a ConfigError (exit code 2). Only `trust`, the rules of
+gateway.policy, is written as tables, `[[trust]]`, with the fields of `Rule` as keys.
 
 Trust is spelt in two lists that never mix: `trusted_public_keys` say what Nix may be handed
 here, `publish_keys` say what strangers may have from here, and those default to none.
@@ -24,10 +25,12 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import ConfigError
+from .policy import Rule, denied_path
 
 Role = Literal["gateway", "peer", "seed"]
 Lan = Literal["off", "open"]
 BlockCodec = Literal["zstd", "raw"]
+Conflicts = Literal["report", "refuse"]
 
 ROLES: tuple[Role, ...] = ("gateway", "peer", "seed")
 SWARM_PORT = 4555
@@ -37,6 +40,8 @@ PRIORITY_MAX = 1000
 PORT_MAX = 65535
 CONFIG_BYTES_MAX = 1024 * 1024
 LIST_ITEMS_MAX = 1024
+RULE_KEYS_MAX = 16
+"""As many signatures as a path record can carry."""
 SYSTEM_FILE = Path("/etc/narswarm/config.toml")
 SYSTEM_STATE = Path("/var/lib/narswarm")
 LISTEN_EVERYWHERE = (f"0.0.0.0:{SWARM_PORT}",)
@@ -67,6 +72,14 @@ class Config:
     """`name:base64`; what Nix may be handed here, besides the keys of nix.conf."""
     publish_keys: tuple[str, ...] = ()
     """`name:base64`; what strangers may have from here."""
+    trust: tuple[Rule, ...] = ()
+    """Which trusted keys admit which paths; none: any one admits any path."""
+    denied_keys: tuple[str, ...] = ()
+    """Names of keys, or `name:base64`; what they signed counts for nothing."""
+    denied_paths: tuple[str, ...] = ()
+    """Store paths, their hash parts, or patterns of names; nobody gets them from here."""
+    conflicts: Conflicts = "report"
+    """What to do where two trusted keys signed different contents of one path."""
     peers: tuple[str, ...] = ()
     """Configured peers: addresses ending in a PeerId, or bare PeerIds."""
     seeds: tuple[str, ...] = ()
@@ -213,6 +226,52 @@ def _keys(value: object, where: str) -> tuple[str, ...]:
     return keys
 
 
+def _denied_keys(value: object, where: str) -> tuple[str, ...]:
+    keys = _texts(value, where)
+    for key in keys:
+        if " " in key or key.startswith(":"):
+            raise _wrong(where, "names of keys, or public keys written name:base64", key)
+    return keys
+
+
+def _denied_paths(value: object, where: str) -> tuple[str, ...]:
+    try:
+        return tuple(denied_path(text) for text in _texts(value, where))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _rules(value: object, where: str) -> tuple[Rule, ...]:
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise _wrong(where, "tables, each begun with a line [[trust]]", value)
+    rules = tuple(_rule(table, f"{where}[{at}]") for at, table in enumerate(value[:LIST_ITEMS_MAX]))
+    if len({rule.name for rule in rules}) < len(value):
+        raise ConfigError(f"{where}: two rules have one name; `name` is what refusals call them")
+    return rules
+
+
+def _rule(table: Mapping[str, object], where: str) -> Rule:
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        if key in _READERS:
+            raise ConfigError(f"{where}: '{key}' belongs above the first line [[trust]]")
+        if key not in _RULE_READERS:
+            near = difflib.get_close_matches(key, _RULE_READERS, n=1, cutoff=0.5)
+            known = f"known keys: {', '.join(_RULE_READERS)}"
+            hint = f"did you mean '{near[0]}'?" if near else known
+            raise ConfigError(f"{where}: unknown key '{key}'; {hint}")
+        values[key] = _RULE_READERS[key](value, f"{where}.{key}")
+    for wanted, example in (("name", "two builders"), ("keys", ["cache.nixos.org-1"])):
+        if not values.get(wanted):
+            raise ConfigError(f"{where}: a rule needs {wanted}, for example {wanted} = {example!r}")
+    if values.get("paths") == ():
+        raise ConfigError(f"{where}: paths = [] fits nothing; leave it out to fit everything")
+    rule = Rule(**values)  # type: ignore[arg-type]
+    if rule.need < 1:
+        raise ConfigError(f"{where}: need = 0 would admit what nobody signed; give at least 1")
+    return rule
+
+
 def _listeners(value: object, where: str) -> tuple[str, ...]:
     listeners = _texts(value, where)
     for listener in listeners:
@@ -291,6 +350,10 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "listen": _listeners,
     "trusted_public_keys": _keys,
     "publish_keys": _keys,
+    "trust": _rules,
+    "denied_keys": _denied_keys,
+    "denied_paths": _denied_paths,
+    "conflicts": _choice("report", "refuse"),
     "peers": _texts,
     "seeds": _texts,
     "upstreams": _upstreams,
@@ -302,4 +365,12 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "block_codec": _choice("zstd", "raw"),
     "priority": _number(PRIORITY_MAX),
 }
+_RULE_READERS: dict[str, Callable[[object, str], object]] = {
+    "name": _text,
+    "keys": _texts,
+    "need": _number(RULE_KEYS_MAX),
+    "paths": _texts,
+    "except_paths": _texts,
+}
+assert set(_RULE_READERS) == {field.name for field in fields(Rule)}
 assert set(_READERS) == {field.name for field in fields(Config)} - {"role"}

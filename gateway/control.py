@@ -1,8 +1,8 @@
-"""The control socket: how `narswarm status` asks a running process.
+"""The control socket: how `narswarm status` and `explain` ask a running process.
 
-A Unix socket `control.sock` (0600) beside the store; one connection gets one JSON object and is
-closed. Bound through /proc/self/fd so that a long directory name does not exceed the 108 bytes
-that a socket address may have.
+A Unix socket `control.sock` (0600) beside the store; one connection carries one line, `status` or
+`explain STORE-PATH`, and gets one JSON object. Bound through /proc/self/fd so that a long directory
+name does not exceed the 108 bytes that a socket address may have.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import trio
@@ -20,12 +20,21 @@ from .errors import UsageError
 SOCKET_NAME = "control.sock"
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 ANSWER_SECONDS_MAX = 5.0
+EXPLAIN_SECONDS_MAX = 15.0
+"""It asks everybody."""
+QUESTION_BYTES_MAX = 1024
+QUESTION_SECONDS_MAX = 2.0
 CONNECTIONS_MAX = 16
+
+
+Explain = Callable[[str], Awaitable[Mapping[str, object]]]
+"""A store path to what `gateway.explain` tells of it."""
 
 
 async def serve(
     directory: Path,
     status: Callable[[], Mapping[str, object]],
+    explain: Explain,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer until cancelled, then remove the socket."""
@@ -34,11 +43,13 @@ async def serve(
 
     async def answer(connection: trio.socket.SocketType) -> None:
         async with slots:
-            with trio.move_on_after(ANSWER_SECONDS_MAX):
+            with trio.move_on_after(ANSWER_SECONDS_MAX + EXPLAIN_SECONDS_MAX):
                 try:
                     stream = trio.SocketStream(connection)
-                    await stream.send_all(json.dumps(status()).encode() + b"\n")
-                except trio.BrokenResourceError:
+                    verb, _, path = (await _question(stream)).partition(" ")
+                    told = await explain(path) if verb == "explain" else status()
+                    await stream.send_all(json.dumps(told).encode() + b"\n")
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
             connection.close()
 
@@ -53,18 +64,34 @@ async def serve(
         (directory / SOCKET_NAME).unlink(missing_ok=True)
 
 
-def ask(directory: Path) -> dict[str, object]:
-    """The status of the process that holds the store in `directory`. Raises UsageError."""
+async def _question(stream: trio.SocketStream) -> str:
+    line = b""
+    with trio.move_on_after(QUESTION_SECONDS_MAX):
+        while b"\n" not in line and len(line) < QUESTION_BYTES_MAX:
+            data = await stream.receive_some(QUESTION_BYTES_MAX)
+            if not data:
+                break
+            line += data
+    return line.partition(b"\n")[0].decode(errors="replace")
+
+
+def ask(
+    directory: Path, question: str = "status", seconds: float = ANSWER_SECONDS_MAX
+) -> dict[str, object]:
+    """What the process that holds the store in `directory` answers. Raises UsageError."""
     handle, address = _address(directory)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(ANSWER_SECONDS_MAX)
+            connection.settimeout(seconds)
             connection.connect(address)
+            connection.sendall(question.encode() + b"\n")
             data = b""
             while piece := connection.recv(65536):
                 data += piece
                 if len(data) > ANSWER_BYTES_MAX:
                     raise UsageError(f"the process at {directory} talks without end; restart it")
+    except TimeoutError as error:
+        raise UsageError(f"the process at {directory} gave no answer in {seconds:.0f} s") from error
     except OSError as error:
         raise UsageError(
             f"no narswarm is running with the store {directory}; "

@@ -27,9 +27,9 @@ from dataclasses import replace
 import trio
 
 from chunker.digest import Bytes, ManifestId, NarHash
-from chunker.errors import BlockCorrupt, BlockMissing, StoreError
+from chunker.errors import BlockCorrupt, BlockMissing, ChunkerError, StoreError
 from chunker.manifest import Manifest
-from chunker.rebuild import piece
+from chunker.rebuild import piece, rebuild
 from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.errors import PeerError
@@ -41,6 +41,7 @@ from peer.swarm import Swarm
 
 from .filling import Filling
 from .offer import is_signed
+from .proofs import UNHEARD_OF_SECONDS, Proofs
 from .pump import BodyBroken, Readable
 from .seeding import NO_MANIFEST
 from .signing import KeyRing
@@ -88,8 +89,11 @@ class Deliveries:
         upstreams: tuple[Upstream, ...],
         publish_keys: KeyRing,
         order: Callable[[PathRecord], Sequence[Upstream]] | None = None,
+        vouches: Callable[[PathRecord], bool] = lambda record: False,
     ) -> None:
-        """`order`: which of `upstreams` to ask for a NAR, best first; by default as they are."""
+        """`order`: which of `upstreams` to ask for a NAR, best first; by default as they are.
+        `vouches`: see Proofs."""
+        self.proofs = Proofs(vouches)
         self.upstream_bytes = 0
         self.patience_seconds = RESCUE_SECONDS if upstreams else STUCK_SECONDS_MAX
         self._store = store
@@ -122,12 +126,19 @@ class Deliveries:
         """A body of this NAR was cut as wrong lately: no ranges."""
         return self._wrong.get(nar_hash, 0.0) > trio.current_time()
 
+    def is_disproved(self, record: PathRecord) -> bool:
+        """Its content address was seen to be wrong lately, and nobody vouches for it."""
+        return self.proofs.is_disproved(trio.current_time(), record)
+
     async def open(self, admitted: Admitted, *, ranged: bool = False) -> Body | None:
         """None: this NAR cannot be finished here. A range (`ranged`) goes on with what Nix has
         from before, so only from the manifest that the last delivery of the whole began with."""
         record = admitted.record
         held, whole = await self._held(record)
         if held is not None and whole is not None:
+            if not await trio.to_thread.run_sync(self._is_right, record, whole):
+                self.proofs.disproved(trio.current_time(), record)
+                return None
             body: Body = _StoredBody(self._store, held, whole)
             manifest: ManifestId | None = held.manifest
             source = None
@@ -135,6 +146,7 @@ class Deliveries:
             tried = Tried()
             source = await self.source(record, tried)
             if source is None:
+                self.proofs.disproved(trio.current_time(), record, UNHEARD_OF_SECONDS)
                 return None
             body, manifest = SourcedBody(self, record, source, tried), source.manifest
         if ranged and self._begun.get(record.nar_hash, manifest) != manifest:
@@ -227,6 +239,15 @@ class Deliveries:
             return None
         return manifest
 
+    def _is_right(self, record: PathRecord, manifest: Manifest) -> bool:
+        """What is held has the hash that was said; who said so may have to be checked as well."""
+        try:
+            self.proofs.prove(record, rebuild(manifest, record.needles, self._store))
+        except ChunkerError as error:
+            log.warning("%s is not served: %s", record.store_path, error)
+            return False
+        return True
+
     async def _from_peers(self, record: PathRecord, tried: Tried, public: bool) -> Fetch | None:
         """A fetch that peers cover, of the whole or behind the one who gets it now."""
         office, questions = self._swarm.office, self._swarm.questions
@@ -260,10 +281,15 @@ class Deliveries:
             growing = Growing(record, self._swarm.me)
             office = self._swarm.office
             office.publish(growing)
-            filling = Filling(self._store, record, self._order(record), growing, office.grew)
+            filling = Filling(
+                self._store, record, self._order(record), growing, office.grew, self._prove
+            )
             self._fillings[growing.id] = filling
             self._nursery.start_soon(self._run_filling, filling)
         return filling
+
+    def _prove(self, record: PathRecord, manifest: Manifest) -> None:
+        self.proofs.prove(record, rebuild(manifest, record.needles, self._store))
 
     async def _run_filling(self, filling: Filling) -> None:
         try:
@@ -304,6 +330,7 @@ class Deliveries:
         if len(self._wrong) >= WRONGS_MAX:
             self._wrong.clear()
         self._wrong[record.nar_hash] = trio.current_time() + WRONG_SECONDS
+        self.proofs.disproved(trio.current_time(), record)
 
 
 class _StoredBody:

@@ -18,6 +18,7 @@ import trio
 from chunker.digest import BlockId, Bytes, ManifestId
 from chunker.errors import ChunkerError, StoreError
 from chunker.ingest import Ingest
+from chunker.manifest import Manifest
 from chunker.record import PathRecord
 from chunker.references import restore
 from chunker.store import BlockStore
@@ -25,6 +26,7 @@ from peer.growing import Growing
 from peer.messages import Growth
 
 from .errors import UpstreamError, UpstreamResting
+from .narinfo import SIGNATURES_ONLY_URL
 from .upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,10 @@ class Filling:
         upstreams: Sequence[Upstream],
         growing: Growing,
         grew: Callable[[Growing], None],
+        prove: Callable[[PathRecord, Manifest], None] = lambda record, manifest: None,
     ) -> None:
-        """`grew` is called whenever bytes came, and when it is over."""
+        """`grew` is called whenever bytes came, and when it is over; `prove`, in a thread, with
+        the NAR that matched NarHash. It raises a ChunkerError where that is not enough."""
         self.record = record
         self.growing = growing
         self.seconds = 0.0
@@ -54,7 +58,9 @@ class Filling:
         """It was not for want of an upstream."""
         self._store = store
         self._upstreams = upstreams
+        self._wanted = (record.nar_hash, record.nar_size)
         self._grew = grew
+        self._prove = prove
         self._ingest = self._fresh()
         self._over = False
         self._started = False
@@ -110,7 +116,9 @@ class Filling:
 
     async def _fill_from(self, upstream: Upstream) -> bool:
         info = await upstream.narinfo(self.record.store_hash)
-        if info is None or info.nar_hash != self.record.nar_hash:
+        if info is None or (info.nar_hash, info.nar_size) != self._wanted:
+            return False
+        if info.url == SIGNATURES_ONLY_URL:
             return False
         ingest = self._fresh()
         self.attempts += 1
@@ -128,7 +136,9 @@ class Filling:
         return True
 
     def _finish(self, ingest: Ingest) -> None:
-        self.manifest, _ = ingest.finish(self.record.nar_hash, self.record.nar_size)
+        name, manifest = ingest.finish(self.record.nar_hash, self.record.nar_size)
+        self._prove(self.record, manifest)
+        self.manifest = name
         self._store.flush()
 
     def _show(self, ingest: Ingest) -> None:

@@ -6,7 +6,8 @@
 
 What counts as the same content is what a signature covers: store path, NarHash, NarSize,
 references. Signatures from all sources for one content are united, and the first content that
-`admits` takes is found; a fast answer that nobody trusted signed is one candidate more and no end.
+`admits` takes is found; a fast answer that nobody trusted signed is one candidate more and no end,
+and what nobody has is not found, whoever vouches for it (narswarm sign).
 
 | settled because      | means                                                               |
 |----------------------|---------------------------------------------------------------------|
@@ -23,8 +24,8 @@ from dataclasses import dataclass, field, replace
 from chunker.record import SIGNATURES_MAX, PathRecord
 
 from .errors import NotTrusted
-from .narinfo import Narinfo
-from .signing import KeyRing
+from .narinfo import SIGNATURES_ONLY_URL, Narinfo
+from .policy import Policy
 from .trust import Admitted, admit
 
 Admits = Callable[[PathRecord, frozenset[str]], Admitted | None]
@@ -43,23 +44,27 @@ class _Content:
     """CA fields are not signed: each that was said is tried."""
     signatures: dict[str, None] = field(default_factory=dict)
     holders: list[Holder] = field(default_factory=list)
+    is_had: bool = False
+    """Somebody has the NAR as well, and not signatures alone."""
     admitted: Admitted | None = None
 
 
-def admitted_by(record: PathRecord, rings: Iterable[KeyRing]) -> Admitted | None:
-    """By the first of `rings` that signed it."""
-    for keys in rings:
+def admitted_by(record: PathRecord, policies: Iterable[Policy]) -> Admitted | None:
+    """By the first of `policies` that is content with it."""
+    for policy in policies:
         try:
-            return admit(record, keys)
+            return admit(record, policy)
         except NotTrusted:
             continue
     return None
 
 
 class Search:
-    def __init__(self, store_hash: str, admits: Admits) -> None:
+    def __init__(self, store_hash: str, admits: Admits, *, hears_all: bool = False) -> None:
+        """`hears_all`: what was found does not settle it, for others may contradict."""
         self.store_hash = store_hash
         self._admits = admits
+        self._hears_all = hears_all
         self._contents: dict[object, _Content] = {}
         self._found: _Content | None = None
         self._awaited: set[str] = set()
@@ -80,6 +85,10 @@ class Search:
         content.sources.append(source)
         content.signatures.update(dict.fromkeys(record.signatures))
         content.addresses[record.content_address] = None
+        if info is not None and info.url == SIGNATURES_ONLY_URL:
+            info = None
+        else:
+            content.is_had = True
         if info is not None:
             content.holders.append((source, info))
         if content.admitted is not None and known == (
@@ -109,7 +118,7 @@ class Search:
 
     @property
     def is_settled(self) -> bool:
-        return self._found is not None or not self._awaited
+        return (self._found is not None and not self._hears_all) or not self._awaited
 
     @property
     def is_over(self) -> bool:
@@ -132,6 +141,8 @@ class Search:
         return [content.admitted for content in others if content.admitted is not None]
 
     def _admit(self, content: _Content) -> Admitted | None:
+        if not content.is_had:
+            return None
         sources = frozenset(content.sources)
         signatures = tuple(content.signatures)
         for address in content.addresses:

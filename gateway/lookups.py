@@ -40,6 +40,7 @@ AHEAD_LEVELS = 4
 AHEAD_AT_ONCE_MAX = 64
 AHEAD_WAITING_MAX = 4096
 PEERS = "peers"
+HERE = "here"
 
 AskPeers = Callable[[str, Callable[[PathRecord], bool]], Awaitable[None]]
 """Ask peers for a path; the second takes what they offer and says whether that was enough."""
@@ -63,10 +64,13 @@ class Lookups:
         ask_peers: AskPeers | None = None,
         has_peers: Callable[[], bool] = lambda: True,
         holds: Callable[[str], bool] = lambda store_hash: False,
+        held: Callable[[str], PathRecord | None] = lambda store_hash: None,
         ranks: Mapping[str, int] | None = None,
+        hears_all: bool = False,
     ) -> None:
         """`has_peers`: whether there is anybody to ask. `holds`: whether a path is here and need
-        not be looked up ahead. `ranks`: of upstreams by URL, 0 where none is given; NARs are had
+        not be looked up ahead; `held`: its record, whose signatures may be too few by themselves.
+        `ranks`: of upstreams by URL, 0 where none is given; NARs are had
         from the lowest that has them."""
         self.refused = 0
         self._upstreams = {upstream.url: upstream for upstream in upstreams}
@@ -74,6 +78,8 @@ class Lookups:
         self._peers = ask_peers
         self._has_peers = has_peers
         self._holds = holds
+        self._held = held
+        self._hears_all = hears_all
         self._ranks = ranks or {}
         self._memory = Memory()
         self._searches: dict[str, _Running] = {}
@@ -151,8 +157,11 @@ class Lookups:
 
     def _begin(self, store_hash: str, levels: int) -> _Running:
         assert self._nursery is not None, "Lookups.run is not running"
-        search = Search(store_hash, self._admits)
+        search = Search(store_hash, self._admits, hears_all=self._hears_all)
         running = self._searches[store_hash] = _Running(search, levels)
+        held = self._held(store_hash)
+        if held is not None and search.said(HERE, held):
+            self._found(running)
         if not self._memory.is_absent(trio.current_time(), store_hash):
             running.asks_upstreams = True
             for url, upstream in self._upstreams.items():
@@ -212,8 +221,9 @@ class Lookups:
         levels = 0 if before is None else before.levels_ahead
         known = Known(search.found, search.holders, levels)
         self._memory.learn(known)
-        running.settled.set()
-        running.over.set()
+        if not self._hears_all:
+            running.settled.set()
+            running.over.set()
         if known.holders and running.levels > known.levels_ahead:
             self._look_ahead(known, running.levels)
 

@@ -16,6 +16,9 @@ from chunker.record import SIGNATURES_MAX, PathRecord, is_store_path
 from .errors import NarinfoError
 
 NARINFO_BYTES_MAX = 1024 * 1024
+SIGNATURES_ONLY_URL = "nar/signatures-only.nar"
+"""Of a cache that `narswarm sign` wrote: it vouches for paths and has no NAR. Nix gets a 404 there
+and goes to its next substituter; we do not even ask."""
 _SCALARS = {
     "StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "References",
     "Deriver", "System", "CA",
@@ -140,16 +143,19 @@ def parse_nar_url(path: str) -> tuple[str, NarHash] | None:
         return None
 
 
-def format(record: PathRecord, signatures: tuple[str, ...]) -> bytes:
-    """The served narinfo: a pure function of the signed fields and the verified signatures."""
+def format(record: PathRecord, signatures: tuple[str, ...], url: str = "") -> bytes:
+    """The served narinfo: a pure function of the signed fields, the verified signatures, and a
+    content address that recomputes to the store path (`Admitted.record` has no other). `url`: if
+    not that of this gateway."""
     names = " ".join(path.removeprefix("/nix/store/") for path in record.references)
     lines = [
         f"StorePath: {record.store_path}",
-        f"URL: {nar_url(record)}",
+        f"URL: {url or nar_url(record)}",
         "Compression: none",
         f"NarHash: sha256:{nix32_encode(record.nar_hash)}",
         f"NarSize: {record.nar_size}",
         f"References: {names}",
         *(f"Sig: {signature}" for signature in signatures),
+        *([f"CA: {record.content_address}"] if record.content_address else []),
     ]
     return ("\n".join(lines) + "\n").encode()

@@ -18,12 +18,12 @@ from chunker.errors import ChunkerError
 from chunker.record import store_hash
 from peer.errors import CannotListen
 
-from .app import Node, fetch_for_members, node, serve_http, upstream_access
+from .app import Node, fetch_for_members, node, publish_keys, serve_http, upstream_access
 from .config import Config
 from .errors import ConfigError, GatewayError, UsageError
 from .nixstore import NixStore, PathInfo, resolve
 from .seeding import Progress, seed_cache, seed_store
-from .signing import KeyRing, PublicKey, SecretKey, read_secret_key
+from .signing import KeyRing, SecretKey, read_secret_key
 from .terminal import megabytes
 from .upstream import open_cache
 
@@ -109,7 +109,7 @@ async def _say_ready(running: Node) -> None:
     config = running.config
     if config.role == "gateway":
         print(f"ready: Nix may ask http://{config.http_host}:{running.http_port}")
-        if not running.keys.keys:
+        if not running.policy.keys.keys:
             print("warning: no trusted key is known, so nothing can be served; "
                   "give --trusted-public-key", file=sys.stderr)  # fmt: skip
     else:
@@ -140,7 +140,7 @@ async def _fill_until(
 async def _fill(running: Node, options: argparse.Namespace, sign_key: SecretKey | None) -> None:
     caches = [source for source in options.sources if "://" in source]
     paths = [source for source in options.sources if "://" not in source]
-    publish = KeyRing(tuple(PublicKey.parse(text) for text in running.config.publish_keys))
+    publish = publish_keys(running.config)
     if paths and not caches:
         await trio.to_thread.run_sync(_fill_from_store, running, paths, options, sign_key, publish)
     access = upstream_access(running.config)

@@ -4,7 +4,8 @@
     FetchedSource   behind peers, with a manifest that is whole or grows
     SourcedBody     reads one until it is lost, goes on at the same block behind another
 
-All bytes pass through SHA-256, for a range as well; the last block only when it matched. That says
+All bytes pass through SHA-256, for a range as well, and through the check of a content address that
+nobody vouches for; the last block only when they matched. That says
 that a source's manifest is right only if all of it came from there: one that took over in the
 middle is checked by itself before it counts as whole.
 """
@@ -27,6 +28,7 @@ from peer.fetch import Fetch
 from peer.following import Following
 from peer.identity import PeerId
 
+from .content_address import ContentCheck
 from .errors import UpstreamError
 from .filling import Filling
 from .pump import BodyBroken
@@ -158,12 +160,17 @@ class SourcedBody:
 
     async def _pieces(self, start: int, end: int) -> AsyncGenerator[Bytes, None]:
         record, digest, offset, index = self._record, hashlib.sha256(), 0, 0
+        check = self._deliveries.proofs.check(record)
         while offset < record.nar_size:
             data = await self._read(index, offset, start)
             digest.update(data)
+            if check is not None:
+                check.feed(data)
             whole = offset + len(data) >= record.nar_size
             if whole and digest.digest() != record.nar_hash:
                 self._wrong()
+            if whole and check is not None:
+                self._prove(check)
             if offset < end and offset + len(data) > start:
                 yield data[max(0, start - offset) : end - offset]
             offset += len(data)
@@ -175,6 +182,13 @@ class SourcedBody:
             self._source.blame()
         self._deliveries.found_wrong(self._record)
         raise BodyBroken(f"{self._record.store_path}: the rebuilt NAR is not what was signed")
+
+    def _prove(self, check: ContentCheck) -> None:
+        """Who gave these bytes gave what the record says: who said it is wrong, and unknown."""
+        if not check.holds():
+            self._deliveries.found_wrong(self._record)
+            raise BodyBroken(f"{self._record.store_path}: not the content of its address")
+        self._deliveries.proofs.proven(self._record)
 
     async def _verified(self) -> None:
         began = self._source.manifest

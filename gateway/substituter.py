@@ -32,6 +32,7 @@ from .lookup import admitted_by
 from .lookups import Lookups
 from .memory import Known
 from .narinfo import parse_nar_url
+from .policy import Policy
 from .prefetch import Prefetch
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
@@ -62,15 +63,19 @@ class Substituter:
         store: BlockStore,
         swarm: Swarm,
         upstreams: tuple[Upstream, ...],
-        keys: KeyRing,
+        policy: Policy,
         publish_keys: KeyRing,
         priority: int,
         *,
         ranks: Mapping[str, int] | None = None,
-        keys_of: Mapping[str, KeyRing] | None = None,
+        policies_of: Mapping[str, Policy] | None = None,
+        saw: Callable[[PathRecord, tuple[str, ...]], None] = lambda record, signatures: None,
+        hears_all: bool = False,
     ) -> None:
-        """`ranks` and `keys_of` by the URL of an upstream: who delivers first, and keys that count
-        for what it says and nobody else."""
+        """`ranks` and `policies_of` by the URL of an upstream: who delivers first, and the policy
+        with keys that count for what it says and nobody else. `saw` is told of every record and
+        those of its signatures that count; `hears_all`: the first that is admitted does not end a
+        look-up, for others may contradict."""
         self.served = Served()
         self.asked: deque[str] = deque(maxlen=ASKED_KEPT)
         """The store hashes that Nix asked for last."""
@@ -80,13 +85,18 @@ class Substituter:
             ask_peers=self._ask_peers,
             has_peers=self._has_peers,
             holds=swarm.catalogue.holds,
+            held=store.record,
             ranks=ranks,
+            hears_all=hears_all,
         )
-        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys, self._lookups.order)
+        self.deliveries = Deliveries(
+            store, swarm, upstreams, publish_keys, self._lookups.order, policy.suffices
+        )
         self._store = store
         self._swarm = swarm
-        self._keys = keys
-        self._keys_of = keys_of or {}
+        self._policy = policy
+        self._policies_of = policies_of or {}
+        self._saw = saw
         self._priority = priority
         self._refused_here = 0
         self._prefetch = Prefetch()
@@ -157,8 +167,11 @@ class Substituter:
         return bool(self._swarm.sessions_open() or self._swarm.dialling.undecided)
 
     async def look_up(self, store_hash: str) -> Known | None:
-        """The record that a trusted key signed, from here, from peers or from an upstream."""
+        """The record that the policy admits, from here, from peers or from an upstream."""
         known = self._lookups.known(store_hash)
+        if known is not None and not self._stands(known.admitted):
+            self._lookups.forget(store_hash)
+            known = None
         if known is None:
             admitted = self._admit_held(store_hash)
             if admitted is None:
@@ -169,28 +182,44 @@ class Substituter:
 
     async def _find(self, store_hash: str) -> Known | None:
         try:
-            return await self._lookups.look_up(store_hash, LOOKUP_SECONDS_MAX)
+            known = await self._lookups.look_up(store_hash, LOOKUP_SECONDS_MAX)
         except trio.TooSlowError:
             self.served.undecided += 1
             return None
         finally:
             self.served.refused = self._lookups.refused + self._refused_here
+        return known if known is not None and self._stands(known.admitted) else None
 
     def _admit_held(self, store_hash: str) -> Admitted | None:
         record = self._store.record(store_hash)
         if record is None:
             return None
         try:
-            return admit(record, self._keys)
+            admitted = admit(record, self._policy)
         except NotTrusted as error:
             self._refused_here += 1
-            log.warning("refused %s: %s", record.store_path, error)
+            log.warning("refused %s", error)
             return None
+        self._saw(record, admitted.signatures)
+        return admitted if self._stands(admitted) else None
+
+    def _stands(self, admitted: Admitted) -> bool:
+        """What was admitted may turn out to be disputed, or not to be that content."""
+        if self._policy.forbids(admitted.record.store_path):
+            return False
+        return admitted.vouched or not self.deliveries.is_disproved(admitted.record)
 
     def _admits(self, record: PathRecord, sources: frozenset[str]) -> Admitted | None:
         """With the keys that count for everybody, then with those that count for who says so."""
-        own = (self._keys_of[url] for url in sorted(sources) if url in self._keys_of)
-        return admitted_by(record, (self._keys, *own))
+        own = (self._policies_of[url] for url in sorted(sources) if url in self._policies_of)
+        policies = (self._policy, *own)
+        admitted = admitted_by(record, policies)
+        if admitted is None:
+            for policy in policies:
+                self._saw(record, policy.judge(record).counting)
+            return None
+        self._saw(record, admitted.signatures)
+        return admitted if self._stands(admitted) else None
 
     async def _ask_peers(self, store_hash: str, offer: Callable[[PathRecord], bool]) -> None:
         questions = self._swarm.questions

@@ -24,6 +24,9 @@ HASH_CHARS = 33
 BAR_COLUMNS = 12
 SOURCES_SHOWN = 3
 NAME_CHARS_MIN = 8
+CONFLICTS_SHOWN = 5
+NAR_HASH_CHARS = 15
+"""Enough to tell two apart."""
 POOL_CHARS_MAX = 8
 
 
@@ -62,6 +65,7 @@ def status_page(answer: Answer, width: int) -> Page:
     )
     lines += [Text(f"  {line}") for line in _came_from(answer)]
     lines += [Text(f"  {line}") for line in _connected(answer)]
+    lines += [Text(f"  ALARM {line}", "bold red") for line in _disagreements(answer)]
     transfers = _mappings(answer["transfers"])
     if transfers:
         lines += [Text(""), _transfers(transfers, width)]
@@ -137,6 +141,22 @@ def _connected(answer: Answer) -> list[str]:
         if per_second := _count(answer, key):
             words.append(f"{rate(per_second)} {direction}")
     return [", ".join(words)]
+
+
+def _disagreements(answer: Answer) -> list[str]:
+    conflicts = _mappings(answer["conflicts"])
+    lines = [
+        f"{_text(one, 'store_path').removeprefix('/nix/store/')}: "
+        + " and ".join(
+            f"{', '.join(str(key) for key in _items(content['keys']))} signed "
+            f"{_text(content, 'nar_hash')[:NAR_HASH_CHARS]}…"
+            for content in _mappings(one["contents"])
+        )
+        for one in conflicts[-CONFLICTS_SHOWN:]
+    ]
+    return lines + [f"and {len(conflicts) - CONFLICTS_SHOWN} older ones"] * (
+        len(conflicts) > CONFLICTS_SHOWN
+    )
 
 
 def _transfers(transfers: list[Answer], width: int) -> Table:

@@ -23,6 +23,7 @@ from tests.golden.samples import sample_bytes
 __all__ = ["server"]
 COMMANDS = [
     "gateway", "peer", "seed", "demo", "keys", "status", "peers", "verify", "use", "doctor", "pool",
+    "sign", "explain",
 ]  # fmt: skip
 SECONDS_MAX = 60
 
@@ -70,6 +71,9 @@ KEY = "x-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
         (["seed", "file:///nonexistent", "--exit"], 1, "is not a directory"),
         (["seed", "https://127.0.0.1:1"], 1, "cannot be listed; name the store paths"),
         (["status"], 2, "there is no store"),
+        (["explain", "0" * 32], 2, "there is no store"),
+        (["explain", "nonsense"], 2, "neither a store path nor a link to one"),
+        (["sign", "--key-file", "none", "--to", "d", "nonsense"], 2, "cannot read the key"),
         (["verify"], 3, "there is no store"),
         (["keys", "generate", "a:b", "/tmp/never"], 2, "cannot name a key"),
         (["nonsense"], 2, "invalid choice"),

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.config import Config, Role, UpstreamSettings, load_config
 from gateway.errors import ConfigError
+from gateway.policy import Rule
 
 
 def load(tmp_path: Path, role: Role = "gateway", text: str = "", **overrides: object) -> Config:
@@ -128,3 +129,55 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     for name, message in (("latin", "not TOML"), ("absent", "cannot be read")):
         with pytest.raises(ConfigError, match=message):
             load_config("peer", {}, tmp_path / name, environ={}, root=False)
+
+
+RULES = """
+denied_keys = ["old-1", "bad-1:AAAA"]
+denied_paths = ["xz-5.6.[01]*"]
+conflicts = "refuse"
+
+[[trust]]
+name = "builders"
+keys = ["a-1", "b-1"]
+need = 2
+
+[[trust]]
+name = "project"
+keys = ["p-1"]
+paths = ["project-*"]
+except_paths = ["project-nix"]
+"""
+
+
+def test_a_trust_policy(tmp_path: Path) -> None:
+    config = load(tmp_path, text=RULES)
+    assert config.trust == (
+        Rule("builders", ("a-1", "b-1"), need=2),
+        Rule("project", ("p-1",), paths=("project-*",), except_paths=("project-nix",)),
+    )
+    assert config.denied_keys == ("old-1", "bad-1:AAAA")
+    assert (config.denied_paths, config.conflicts) == (("xz-5.6.[01]*",), "refuse")
+    assert (load(tmp_path).trust, load(tmp_path).conflicts) == ((), "report")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trust = 1", "tables, each begun with a line [[trust]]"),
+        ("[trust]\nname = 'x'", "tables, each begun with a line [[trust]]"),
+        ("[[trust]]\nname = 'x'", "a rule needs keys, for example"),
+        ("[[trust]]\nkeys = ['a']", "a rule needs name, for example"),
+        ("[[trust]]\nname = 'x'\nkeys = []", "a rule needs keys"),
+        ("[[trust]]\nname = 'x'\nkey = ['a']", "trust[0]: unknown key 'key'; did you mean 'keys'?"),
+        ("[[trust]]\nname = 'x'\nkeys = ['a']\nlan = 'off'", "'lan' belongs above the first line"),
+        ("[[trust]]\nname = 'x'\nkeys = ['a']\nneed = 0", "admit what nobody signed"),
+        ("[[trust]]\nname = 'x'\nkeys = ['a']\nneed = '2'", "trust[0].need: expected a whole"),
+        ("[[trust]]\nname = 'x'\nkeys = ['a']\npaths = []", "paths = [] fits nothing"),
+        ("[[trust]]\nname = 'x'\nkeys = ['a']\n" * 2, "two rules have one name"),
+        ("denied_paths = ['/nix/store/xz']", "denied_paths: '/nix/store/xz' is no store path"),
+        ("denied_keys = ['a b']", "names of keys, or public keys"),
+        ("conflicts = 'ignore'", "'report' or 'refuse'"),
+    ],
+)
+def test_a_wrong_trust_policy_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, text)

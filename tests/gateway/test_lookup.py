@@ -9,13 +9,15 @@ import pytest
 
 from chunker.record import SIGNATURES_MAX, PathRecord
 from gateway.lookup import Search, admitted_by
-from gateway.narinfo import fingerprint
+from gateway.narinfo import SIGNATURES_ONLY_URL, Narinfo, fingerprint, format, parse
+from gateway.policy import any_of
 from gateway.signing import KeyRing, SecretKey
 from gateway.trust import Admitted
+from tests.gateway.test_content_address import one
 from tests.gateway.test_substituter import FOREIGN, KEY, signed_path
 
 SECOND = SecretKey("second-1", b"s" * 32)
-RING = KeyRing((KEY.public,))
+RING = any_of(KeyRing((KEY.public,)))
 RECORD, _ = signed_path("path", size=10)
 
 
@@ -29,8 +31,12 @@ def admits(record: PathRecord, sources: frozenset[str]) -> Admitted | None:
 
 
 def two_of_two(record: PathRecord, sources: frozenset[str]) -> Admitted | None:
-    admitted = admitted_by(record, [KeyRing((KEY.public, SECOND.public))])
+    admitted = admitted_by(record, [any_of(KeyRing((KEY.public, SECOND.public)))])
     return admitted if admitted is not None and len(admitted.signatures) == 2 else None
+
+
+def info(url: str) -> Narinfo:
+    return parse(format(RECORD, (), url))
 
 
 def asked(*sources: str, admits_by: object = admits) -> Search:
@@ -93,18 +99,16 @@ def test_junk_signatures_do_not_push_the_trusted_one_out() -> None:
 
 
 def test_a_wrong_content_address_hides_no_right_one() -> None:
-    def by_address(record: PathRecord, sources: frozenset[str]) -> Admitted | None:
-        return admits(record, sources) if record.content_address == "right" else None
-
-    search = asked("evil", "good", admits_by=by_address)
-    assert not search.said("evil", replace(signed(KEY), content_address="wrong"))
-    assert search.said("good", replace(signed(KEY), content_address="right"))
-    assert search.found is not None and search.found.record.content_address == "right"
+    record, _ = one("fixed:r:sha256", "small")
+    search = asked("evil", "good", admits_by=admits)
+    assert not search.said("evil", replace(record, content_address="wrong"))
+    assert search.said("good", record)
+    assert search.found is not None and search.found.record == record
 
 
 def test_keys_of_an_upstream_count_for_what_it_says() -> None:
     def with_own(record: PathRecord, sources: frozenset[str]) -> Admitted | None:
-        own = [KeyRing((FOREIGN.public,))] if "project" in sources else []
+        own = [any_of(KeyRing((FOREIGN.public,)))] if "project" in sources else []
         return admitted_by(record, [RING, *own])
 
     search = asked("other", "project", admits_by=with_own)
@@ -135,3 +139,24 @@ def test_who_is_not_awaited_may_still_come_in_time() -> None:
     assert search.said("trial", signed(KEY))
     search.done("trial")
     assert search.is_over and search.found is not None
+
+
+def test_what_only_vouches_is_found_when_somebody_has_the_nar() -> None:
+    record, vouching = signed(KEY), info(SIGNATURES_ONLY_URL)
+    search = asked("vouching", "having")
+    assert not search.said("vouching", record, vouching)
+    search.done("vouching")
+    assert search.found is None and not search.is_settled
+    assert search.said("having", replace(record, signatures=()), info("nar/x.nar"))
+    assert search.found is not None and [source for source, _ in search.holders] == ["having"]
+
+
+def test_where_all_are_heard_the_first_does_not_settle_it() -> None:
+    search = Search(signed(KEY).store_hash, admits, hears_all=True)
+    search.ask("fast")
+    search.ask("slow")
+    assert search.said("fast", signed(KEY))
+    search.done("fast")
+    assert not search.is_settled
+    search.done("slow")
+    assert search.is_settled

@@ -18,13 +18,14 @@ from gateway.lookup import admitted_by
 from gateway.lookups import AHEAD_LEVELS, MEMBER_SECONDS_MAX, TRIAL_SECONDS_MAX, Lookups
 from gateway.memory import ABSENT_SECONDS
 from gateway.narinfo import Narinfo, fingerprint, format, parse
+from gateway.policy import any_of
 from gateway.seeding import NO_MANIFEST
 from gateway.signing import KeyRing
 from gateway.trust import Admitted
 from gateway.upstream import Upstream
 from tests.gateway.test_substituter import FOREIGN, KEY, signed_path
 
-RING = KeyRing((KEY.public,))
+RING = any_of(KeyRing((KEY.public,)))
 PATIENCE = 5.0
 
 
@@ -184,7 +185,7 @@ async def test_who_asks_for_the_same_path_shares_the_question(autojump_clock: Mo
 
 async def test_a_late_signature_is_served_the_next_time(autojump_clock: MockClock) -> None:
     """What is served at once has one; another source's comes after it."""
-    both = KeyRing((KEY.public, FOREIGN.public))
+    both = any_of(KeyRing((KEY.public, FOREIGN.public)))
     fast, slow = Cache("fast", PATH), Cache("slow", UNTRUSTED, seconds=1)
     async with looking(fast, slow) as lookups:
         lookups._admits = lambda record, sources: admitted_by(record, [both])

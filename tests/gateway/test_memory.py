@@ -7,13 +7,14 @@ import pytest
 from gateway import memory as memory_module
 from gateway.memory import ABSENT_SECONDS, Known, Memory
 from gateway.narinfo import format
+from gateway.policy import any_of
 from gateway.signing import KeyRing
 from gateway.trust import admit
 from tests.gateway.test_substituter import KEY, signed_path
 
 
 def known(name: str) -> Known:
-    return Known(admit(signed_path(name, size=10)[0], KeyRing((KEY.public,))))
+    return Known(admit(signed_path(name, size=10)[0], any_of(KeyRing((KEY.public,)))))
 
 
 def test_what_nix_gets_is_the_narinfo() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chunker.digest import nix32_encode
 from gateway.errors import NarinfoError, NotTrusted
 from gateway.narinfo import Narinfo, fingerprint, format, nar_url, parse, parse_nar_url
+from gateway.policy import any_of
 from gateway.seeding import record_of
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.trust import Admitted, admit
@@ -25,7 +26,7 @@ ROOT = next(file for file in FILES if "-root\n" in file.read_text()).read_bytes(
 
 
 def admitted(data: bytes) -> Admitted:
-    return admit(record_of(parse(data)), RING)
+    return admit(record_of(parse(data)), any_of(RING))
 
 
 def served(data: bytes) -> bytes:
@@ -139,13 +140,13 @@ def test_without_a_trusted_key_nothing_is_admitted() -> None:
     foreign = SecretKey(PUBLIC.name, b"f" * 32).public
     for ring in (KeyRing(()), KeyRing((foreign,))):
         with pytest.raises(NotTrusted, match=r"no trusted key signed .*signed by: build-1"):
-            admit(record_of(ROOT_INFO), ring)
+            admit(record_of(ROOT_INFO), any_of(ring))
 
 
 def test_only_admit_makes_admitted() -> None:
     record = admitted(ROOT).record
     with pytest.raises(AssertionError):
-        Admitted(record, (), object())
+        Admitted(record, (), True, object())
 
 
 def test_only_verified_signatures_are_passed_on() -> None:

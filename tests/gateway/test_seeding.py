@@ -168,6 +168,15 @@ def test_who_may_have_what() -> None:
     assert not closed(friend, theirs)
 
 
+def test_what_is_denied_is_offered_to_nobody() -> None:
+    friend, stranger = PeerId("friend"), PeerId("stranger")
+    ours, other = record_of(info("a", key=KEY)), record_of(info("b", key=KEY))
+    ring = KeyRing((KEY.public,))
+    may = policy([friend], ring, ring, lambda peer: [ring], lambda path: path == ours.store_path)
+    for asker in (friend, stranger):
+        assert may(asker, other) and not may(asker, ours)
+
+
 def test_path_info_of_every_nix() -> None:
     entry = {
         "narHash": "sha256-" + "A" * 43 + "=",

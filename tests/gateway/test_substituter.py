@@ -19,6 +19,7 @@ from gateway import substituter as substituter_module
 from gateway.delivery import WRONG_SECONDS
 from gateway.errors import UpstreamError
 from gateway.narinfo import Narinfo, fingerprint, format, nar_url, parse
+from gateway.policy import Policy, any_of
 from gateway.server import BodyBroken, Request, Response
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
@@ -54,12 +55,14 @@ class Border:
         node: Node,
         upstreams: tuple[FileCache, ...],
         publish: tuple[PublicKey, ...] = (),
-        keys_of: Mapping[str, KeyRing] | None = None,
+        policy: Policy | None = None,
+        policies_of: Mapping[str, Policy] | None = None,
     ) -> None:
         self.node = node
+        policy = any_of(KeyRing((KEY.public,))) if policy is None else policy
         self.substituter = Substituter(
-            node.store, node.swarm, upstreams, KeyRing((KEY.public,)), KeyRing(publish), 20,
-            keys_of=keys_of,
+            node.store, node.swarm, upstreams, policy, KeyRing(publish), 20,
+            policies_of=policies_of,
         )  # fmt: skip
 
     async def get(self, target: str, range: str = "", method: str = "GET") -> Response:
@@ -90,9 +93,11 @@ async def border(
     *peers: str,
     upstreams: tuple[FileCache, ...] = (),
     publish: tuple[PublicKey, ...] = (),
-    keys_of: Mapping[str, KeyRing] | None = None,
+    policy: Policy | None = None,
+    policies_of: Mapping[str, Policy] | None = None,
 ) -> AsyncIterator[Border]:
-    found = Border(await place.start("me", "gateway", *peers), upstreams, publish, keys_of)
+    node = await place.start("me", "gateway", *peers)
+    found = Border(node, upstreams, publish, policy, policies_of)
     async with trio.open_nursery() as nursery:
         await nursery.start(found.substituter.run)
         yield found
@@ -379,12 +384,12 @@ async def test_keys_of_an_upstream_count_for_what_it_says_alone(tmp_path: Path) 
         record, nar = signed_path("path", FOREIGN)
         project = write_cache(tmp_path / "project", record, nar)
         other = write_cache(tmp_path / "other", record, nar)
-        keys_of = {project.url: KeyRing((FOREIGN.public,))}
-        async with border(place, upstreams=(other,), keys_of=keys_of) as me:
+        policies_of = {project.url: any_of(KeyRing((FOREIGN.public,)))}
+        async with border(place, upstreams=(other,), policies_of=policies_of) as me:
             assert await me.narinfo(record) == 404
         place.network.cut(place.peer("me"))
         place.network.restore(place.peer("me"))
-        async with border(place, upstreams=(other, project), keys_of=keys_of) as me:
+        async with border(place, upstreams=(other, project), policies_of=policies_of) as me:
             assert await me.narinfo(record) == 200
             assert await me.nar(record) == nar
 

@@ -38,6 +38,7 @@ ANSWER: dict[str, object] = {
     "sent_per_second": 0, "bans": 1, "served": {"nar_bytes": 5_000_000_000},
     "sources": {"store": 3_000_000_000, "peers": 1_800_000_000, "upstreams": 200_000_000},
     "peers": [peer()],
+    "conflicts": [],
     "transfers": [transfer(), transfer(sources={"upstreams": 5}, seconds_left=None)],
 }  # fmt: skip
 
@@ -108,3 +109,16 @@ def test_numbers_for_people() -> None:
     ]  # fmt: skip
     assert rate(0) == "" and rate(1500) == "1.5 kB/s"
     assert [duration(s) for s in (5.6, 180, 7200)] == ["6 s", "3 min", "2 h"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_status_shows_who_disagrees(width: int) -> None:
+    contents = [
+        {"nar_hash": f"sha256:{digit * 52}", "keys": [key]}
+        for digit, key in (("1", "a-1"), ("2", "b-1"))
+    ]
+    conflict = {"store_path": f"/nix/store/{'a' * 32}-hello", "contents": contents}
+    text = drawn(status_page, ANSWER | {"conflicts": [conflict]}, width).replace("\n", " ")
+    assert "ALARM" in text and "a-1 signed sha256:1" in text and "b-1 signed sha256:2" in text
+    assert "and 2 older ones" in drawn(status_page, ANSWER | {"conflicts": [conflict] * 7}, width)
+    assert "ALARM" not in drawn(status_page, ANSWER, width)

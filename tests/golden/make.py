@@ -2,6 +2,7 @@
 
 tree.nar, tree.json       a tree with everything a NAR can hold, as `nix-store --dump` writes it
 narinfos/*, keys.json     narinfos that Nix signed, and the keys
+content_addresses.json    paths that name their contents, one of each kind
 cuts.json                 block lengths and ids of the cut rule, and a ManifestId: these pin formats
 """
 
@@ -14,6 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.golden import addresses
 from tests.golden.samples import sample_bytes, sample_manifest
 from tests.nix import Closure, Nix
 
@@ -44,6 +46,8 @@ def main() -> None:
         ).stdout.strip()  # fmt: skip
         (HERE / "tree.json").write_text(json.dumps({"nix32": digest, "bytes": len(nar)}) + "\n")
 
+        made = addresses.make(Nix(Path(directory)), Path(directory))
+        (HERE / "content_addresses.json").write_text(made)
         closure = Closure.build(Nix(Path(directory)), HERE.parent / "interop" / "closure.nix")
         shutil.rmtree(HERE / "narinfos", ignore_errors=True)
         (HERE / "narinfos").mkdir()

@@ -346,7 +346,7 @@ def test_a_404_is_believed_for_an_hour(office: Office, told: Told) -> None:
 def test_a_content_address_needs_no_signature_but_must_recompute(
     office: Office, right: bool
 ) -> None:
-    """A wrong one is refused before any NAR request. The gateway serves only what is signed."""
+    """A wrong one is refused before any NAR request."""
     file = office.nix.top / "addressed"
     file.write_text("its path is made from its content\n")
     path = office.nix.run("nix-store", "--add", str(file)).stdout.strip()

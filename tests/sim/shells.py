@@ -25,6 +25,7 @@ from chunker.record import PathRecord
 from gateway.delivery import Body, Deliveries
 from gateway.filling import Filling
 from gateway.narinfo import fingerprint
+from gateway.policy import any_of
 from gateway.pump import BodyBroken
 from gateway.signing import KeyRing, SecretKey
 from gateway.trust import Admitted, admit
@@ -113,7 +114,9 @@ class Upstream:
     url = "sim://upstream"
 
     def __init__(self, record: PathRecord, nar: bytes, outcome: Outcome) -> None:
-        self._info = SimpleNamespace(nar_hash=record.nar_hash)
+        self._info = SimpleNamespace(
+            nar_hash=record.nar_hash, nar_size=record.nar_size, url="nar/of-it.nar"
+        )
         self._nar = nar
         self._outcome = outcome
 
@@ -216,7 +219,7 @@ class Scenario:
         record = replace(record, signatures=())
         text = fingerprint(record.store_path, record.nar_hash, record.nar_size, record.references)
         record = replace(record, signatures=(KEY.sign(text),))
-        self._admitted = admit(record, KeyRing([KEY.public]))
+        self._admitted = admit(record, any_of(KeyRing([KEY.public])))
 
     def run(self) -> Outcome:
         clock = trio.testing.MockClock(autojump_threshold=0)

@@ -34,7 +34,12 @@ VENDORS = {
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
     "httptools": {"gateway/server.py"},
     "pycurl": {f"gateway/{name}.py" for name in ("upstream", "handles", "pages", "transfers")},
-    "rich": {"gateway/terminal.py", "gateway/watching.py", "gateway/pool_view.py"},
+    "rich": {
+        "gateway/terminal.py",
+        "gateway/watching.py",
+        "gateway/pool_view.py",
+        "gateway/explain_page.py",
+    },
     "tomlkit": {"gateway/setup.py"},
     "nacl": {"gateway/signing.py", "peer/identity.py"},
 }
@@ -47,8 +52,8 @@ MACHINES = (
         "catalogue", "summary", "ahead", "messages", "fields", "wire", "identity", "yamux", "noise",
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
-       ("narinfo", "trust", "offer", "signing", "decompress", "redirects", "lookup", "memory",
-        "prefetch")]
+       ("narinfo", "trust", "policy", "alarms", "content_address", "candidates", "proofs", "offer",
+        "signing", "decompress", "redirects", "lookup", "memory", "prefetch")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {
@@ -59,6 +64,7 @@ PRINTS = {
     "gateway/setup.py",
     "gateway/setup_options.py",
     "gateway/pool_commands.py",
+    "gateway/trust_options.py",
 }
 
 
