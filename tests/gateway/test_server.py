@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from gateway.pump import THREADS_MAX
+from gateway.requests import HEAD_BYTES_MAX
 from gateway.server import (
-    HEAD_BYTES_MAX,
     BodyBroken,
     Request,
     Response,

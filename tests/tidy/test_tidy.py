@@ -32,7 +32,7 @@ VENDORS = {
     "pyfastcdc": {"chunker/cut.py"},
     "ahocorasick_rs": {"chunker/references.py"},
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
-    "httptools": {"gateway/server.py"},
+    "httptools": {"gateway/requests.py"},
     "pycurl": {"gateway/upstream.py"},
     "rich": {"gateway/terminal.py", "gateway/watching.py", "gateway/pool_view.py"},
     "tomlkit": {"gateway/setup.py"},
@@ -47,7 +47,7 @@ MACHINES = (
         "catalogue", "summary", "ahead", "messages", "fields", "wire", "identity", "yamux", "noise",
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
-       ("narinfo", "trust", "offer", "signing", "decompress")]
+       ("narinfo", "trust", "offer", "signing", "decompress", "requests")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {
