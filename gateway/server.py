@@ -18,7 +18,7 @@ import logging
 import re
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -68,7 +68,7 @@ class Unsatisfiable:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-PutHandler = Callable[[Request, AsyncIterator[bytes]], Awaitable[Response]]
+PutHandler = Callable[[Request, AsyncGenerator[bytes, None]], Awaitable[Response]]
 """The body's pieces raise BodyBroken when the client breaks off."""
 
 
@@ -309,7 +309,7 @@ class _Body:
         self._connection = connection
         self._asks = request.headers.get("expect", "").lower() == "100-continue"
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         if self._asks and self.left:
             await self._connection.ask_for_body()
         while self.left:

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import pycurl
 import trio
@@ -50,6 +50,11 @@ class Upstream(Protocol):
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
         """None: this cache does not have it. Raises UpstreamError."""
+        ...
+
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
+        """Another small file below the cache's URL; `path` is of our own making. None: it is not
+        there. Raises UpstreamError."""
         ...
 
     def nar(self, info: Narinfo) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
@@ -92,13 +97,19 @@ class FileCache:
         return sorted(path.stem for path in self._directory.glob("*.narinfo"))
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
-        data = await trio.to_thread.run_sync(self._read, f"{store_hash}.narinfo")
+        data = await self.file(f"{store_hash}.narinfo", NARINFO_BYTES_MAX)
         return None if data is None else _parsed(self.url, store_hash, data)
 
-    def _read(self, name: str) -> bytes | None:
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
+        data = await trio.to_thread.run_sync(self._read, path, bytes_max)
+        if data is not None and len(data) > bytes_max:
+            raise UpstreamError(f"{self.url}/{path} is longer than {bytes_max} bytes")
+        return data
+
+    def _read(self, name: str, bytes_max: int) -> bytes | None:
         try:
             with (self._directory / name).open("rb") as file:
-                return file.read(NARINFO_BYTES_MAX + 1)
+                return file.read(bytes_max + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -149,6 +160,9 @@ class HttpCache:
         url = f"{self.url}/{store_hash}.narinfo"
         data = await self._small(url, NARINFO_BYTES_MAX)
         return None if data is None else _parsed(self.url, store_hash, data)
+
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
+        return await self._small(f"{self.url}/{quote(path)}", bytes_max)
 
     async def page(self, bytes_max: int) -> bytes:
         """What is at the URL itself. Raises UpstreamError, also where there is nothing."""

@@ -33,16 +33,15 @@ class Target:
     words: tuple[bytes, ...]
 
     def corpus(self) -> dict[str, bytes]:
-        return {
-            path.name: path.read_bytes() for path in sorted((CORPUS / self.name).glob("*.bin"))
-        }
+        return {path.name: path.read_bytes() for path in sorted((CORPUS / self.name).glob("*.bin"))}
 
 
 def try_requests(data: bytes, chance: Random) -> None:
     """The same requests however the bytes are split, nothing behind a refusal, bodies of the
     length that was said."""
     whole = _joined(_fed([data]))
-    assert _joined(_fed(_split(data, chance))) == whole, "another split, other requests"
+    split = _joined(_fed(_split(data, chance)))
+    assert [_meaning(event) for event in split] == [_meaning(event) for event in whole], "split"
     left = 0
     for number, event in enumerate(whole):
         if isinstance(event, bytes):
@@ -57,6 +56,11 @@ def try_requests(data: bytes, chance: Random) -> None:
         assert event.length == 0 or event.method == "PUT", "a body that nobody takes"
         assert "transfer-encoding" not in event.headers
         _check_head(event, data)
+
+
+def _meaning(event: Event) -> object:
+    """Of two faults in one line the parser may see either first, so a refusal's status is free."""
+    return "refused" if isinstance(event, Refusal) else event
 
 
 def _check_head(request: Request, data: bytes) -> None:
