@@ -16,7 +16,7 @@ import trio
 from gateway import server as server_module
 from gateway.server import Request, Response, serve
 
-SECONDS_MAX = 20.0
+SECONDS_MAX = 10.0
 ROOT = Path(__file__).parents[2]
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
