@@ -121,22 +121,38 @@ class _Server:
         self.waiting: dict[_Connection, None] = {}
         """Those whose next request is not whole, the longest first."""
         self.pump = Pump()
-        self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+        self._open = 0
+        self._change = trio.Event()
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         async with listener:
             while True:
-                if not self._slots.available_tokens and self.waiting:
-                    next(iter(self.waiting)).give_way()
-                await self._slots.acquire_on_behalf_of(token := object())
+                stream = await listener.accept()
                 try:
-                    stream = await listener.accept()
+                    await self._make_room()
                 except BaseException:
-                    self._slots.release_on_behalf_of(token)
+                    await trio.aclose_forcefully(stream)
                     raise
-                nursery.start_soon(self._connection, stream, token)
+                self._open += 1
+                nursery.start_soon(self._connection, stream)
 
-    async def _connection(self, stream: trio.SocketStream, token: object) -> None:
+    async def _make_room(self) -> None:
+        """For one that is there already: whoever waits for its request gives way, now or as soon
+        as there is one."""
+        while self._open >= CONNECTIONS_MAX:
+            if self.waiting:
+                longest = next(iter(self.waiting))
+                del self.waiting[longest]
+                longest.give_way()
+            await self._change.wait()
+
+    def changed(self) -> None:
+        """A connection ended, or waits."""
+        if self._open >= CONNECTIONS_MAX:
+            self._change.set()
+            self._change = trio.Event()
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
         try:
             await _Connection(stream, self).run()
         except (trio.BrokenResourceError, trio.TooSlowError, trio.ClosedResourceError):
@@ -146,7 +162,8 @@ class _Server:
         except Exception:
             log.exception("a connection failed")
         finally:
-            self._slots.release_on_behalf_of(token)
+            self.changed()
+            self._open -= 1
             await trio.aclose_forcefully(stream)
 
 
@@ -180,6 +197,7 @@ class _Connection:
         if not self._events:
             with trio.CancelScope() as self._scope:
                 waiting[self] = None
+                self._server.changed()
                 try:
                     await self._receive_head()
                 finally:

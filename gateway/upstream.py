@@ -53,13 +53,11 @@ class Upstream(Protocol):
         ...
 
     async def file(self, path: str, bytes_max: int) -> bytes | None:
-        """Another small file below the cache's URL; `path` is of our own making. None: it is not
-        there. Raises UpstreamError."""
+        """Another file, by a path of our making; None: not there. Raises UpstreamError."""
         ...
 
     def nar(self, info: Narinfo) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """The plain NAR in pieces, never more than NarSize. Raises UpstreamError, also while it
-        is iterated."""
+        """The plain NAR in pieces, at most NarSize. Raises UpstreamError, also when iterated."""
         ...
 
 
@@ -101,19 +99,16 @@ class FileCache:
         return None if data is None else _parsed(self.url, store_hash, data)
 
     async def file(self, path: str, bytes_max: int) -> bytes | None:
-        data = await trio.to_thread.run_sync(self._read, path, bytes_max)
-        if data is not None and len(data) > bytes_max:
-            raise UpstreamError(f"{self.url}/{path} is longer than {bytes_max} bytes")
-        return data
-
-    def _read(self, name: str, bytes_max: int) -> bytes | None:
         try:
-            with (self._directory / name).open("rb") as file:
-                return file.read(bytes_max + 1)
+            async with await trio.open_file(self._directory / path, "rb") as file:
+                data: bytes = await file.read(bytes_max + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UpstreamError(f"{self.url}: {error.strerror}") from error
+        if len(data) > bytes_max:
+            raise UpstreamError(f"{self.url}/{path} is longer than {bytes_max} bytes")
+        return data
 
     @asynccontextmanager
     async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -403,12 +398,3 @@ def _is_private_name(url: str) -> bool:
         return not ipaddress.ip_address(host).is_global
     except ValueError:
         return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
-
-
-def roots_of(cache: Upstream) -> list[str]:
-    """The store hashes of a cache that can be listed. Raises UpstreamError."""
-    if not isinstance(cache, FileCache):
-        raise UpstreamError(
-            f"{cache.url} cannot be listed; name the store paths to take from it as well"
-        )
-    return cache.store_hashes()

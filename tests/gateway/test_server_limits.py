@@ -124,13 +124,14 @@ async def test_an_answer_under_way_keeps_its_place(monkeypatch: pytest.MonkeyPat
     async with served() as place:
         slow = await place.connect(GET.replace(b"/ ", b"/slow ", 1))
         await read(slow, b"half")
+        others = []
         for _ in range(5):
-            stream = await place.connect(GET)
-            await read(stream, b"hello")
-            await stream.aclose()
+            others.append(await place.connect(GET))
+            await read(others[-1], b"hello")
         place.go_on.set()
         assert await read(slow, b"half") == b"half"
-        await slow.aclose()
+        for stream in (slow, *others):
+            await stream.aclose()
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET + b"GET / HTTP/1.1\r\nHo"])
