@@ -218,9 +218,8 @@ class _Connection:
             if self._reader.idle and self._server.stopping.is_set():
                 return
             limit = min(deadline, trio.current_time() + IDLE_SECONDS_MAX)
-            data = b""
-            with trio.CancelScope(deadline=limit):
-                data = await self._stream.receive_some(RECEIVE_BYTES)
+            self._scope.deadline = limit
+            data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
                 return
             deadline = min(deadline, trio.current_time() + HEAD_SECONDS_MAX)
