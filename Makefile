@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 SEEDS ?= 200
+MINUTES ?= 10
 
-.PHONY: help demo test check coverage mutants interop interop-all sim stranger clean
+.PHONY: help demo test check coverage mutants interop interop-all sim fuzz stranger clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +35,10 @@ interop-all: $(READY)  ## the same on Nix 2.8, 2.26 and 2.34 from chroots (root;
 
 sim: $(READY)  ## the simulated swarm over many seeds: make sim SEEDS=5000
 	@$(BIN)/python -m tests.sim --seeds $(SEEDS) $(ARGS)
+
+fuzz: $(READY)  ## look for bytes that a parser cannot stand: make fuzz MINUTES=10 (of each)
+	@$(BIN)/python -m tests.fuzz requests --minutes $(MINUTES)
+	@$(BIN)/python -m tests.fuzz narinfo --minutes $(MINUTES)
 
 stranger:  ## what a stranger sees: a clone of main, an empty HOME, the README's two commands
 	@scripts/stranger

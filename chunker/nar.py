@@ -196,7 +196,7 @@ def write_tree(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
     Raises NarError for what a NAR cannot hold (sockets, devices) and for a file that changes.
     """
-    buffer = bytearray(_string(MAGIC))
+    buffer = bytearray(string(MAGIC))
     for piece in _node(os.fsencode(path)):
         buffer += piece
         if len(buffer) >= PIECE_BYTES:
@@ -205,11 +205,11 @@ def write_tree(path: str | os.PathLike[str]) -> Iterator[bytes]:
     yield bytes(buffer)
 
 
-def _string(data: bytes) -> bytes:
+def string(data: bytes) -> bytes:
     return len(data).to_bytes(8, "little") + data + bytes(-len(data) % 8)
 
 
-_OPEN, _CLOSE = _string(b"(") + _string(b"type"), _string(b")")
+OPEN, CLOSE = string(b"(") + string(b"type"), string(b")")
 
 
 def _node(path: bytes) -> Iterator[bytes]:
@@ -217,15 +217,15 @@ def _node(path: bytes) -> Iterator[bytes]:
         info = os.lstat(path)
         if stat.S_ISLNK(info.st_mode):
             target = os.readlink(path)
-            yield _OPEN + _string(b"symlink") + _string(b"target") + _string(target) + _CLOSE
+            yield OPEN + string(b"symlink") + string(b"target") + string(target) + CLOSE
         elif stat.S_ISDIR(info.st_mode):
-            yield _OPEN + _string(b"directory")
+            yield OPEN + string(b"directory")
             for name in sorted(os.listdir(path)):
-                yield _string(b"entry") + _string(b"(") + _string(b"name") + _string(name)
-                yield _string(b"node")
+                yield string(b"entry") + string(b"(") + string(b"name") + string(name)
+                yield string(b"node")
                 yield from _node(os.path.join(path, name))
-                yield _CLOSE
-            yield _CLOSE
+                yield CLOSE
+            yield CLOSE
         elif stat.S_ISREG(info.st_mode):
             yield from _file(path, info)
         else:
@@ -235,10 +235,10 @@ def _node(path: bytes) -> Iterator[bytes]:
 
 
 def _file(path: bytes, info: os.stat_result) -> Iterator[bytes]:
-    yield _OPEN + _string(b"regular")
+    yield OPEN + string(b"regular")
     if info.st_mode & stat.S_IXUSR:
-        yield _string(b"executable") + _string(b"")
-    yield _string(b"contents") + info.st_size.to_bytes(8, "little")
+        yield string(b"executable") + string(b"")
+    yield string(b"contents") + info.st_size.to_bytes(8, "little")
     left = info.st_size
     with open(path, "rb", buffering=0) as file:
         while left:
@@ -247,4 +247,4 @@ def _file(path: bytes, info: os.stat_result) -> Iterator[bytes]:
                 raise NarError(f"{os.fsdecode(path)} became shorter while it was read")
             left -= len(data)
             yield data
-    yield bytes(-info.st_size % 8) + _CLOSE
+    yield bytes(-info.st_size % 8) + CLOSE

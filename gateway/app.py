@@ -31,6 +31,7 @@ from peer.swarm import Swarm
 
 from . import control, nixconf
 from .access import Access, find_access
+from .activation import inherited_listeners
 from .alarm_bell import AlarmBell
 from .config import Config
 from .errors import ConfigError, StoreProblem
@@ -49,13 +50,13 @@ if TYPE_CHECKING:
     from .delivery import Deliveries
     from .substituter import Substituter
     from .transfers import Transfers
+    from .uploads import Uploads
     from .upstream import Upstream
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 MEASURE_SECONDS = 0.5
-STOP_SECONDS_MAX = 10.0
 
 
 @dataclass
@@ -175,13 +176,8 @@ async def serve_http(
         saw=running.alarms.saw,
         hears_all=config.conflicts == "refuse",
     )
-    try:
-        listeners = await trio.open_tcp_listeners(config.http_port, host=config.http_host)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {config.http_host}:{config.http_port} ({error.strerror}); stop what "
-            "uses it, or choose another port with --http-port"
-        ) from error
+    uploads = _uploads(running)
+    listeners = inherited_listeners() or await _listeners(config)
     port = listeners[0].socket.getsockname()[1]
     running.substituter, running.http_port = substituter, port
     running.deliveries = substituter.deliveries
@@ -192,8 +188,37 @@ async def serve_http(
         await nursery.start(transfers.run)
         await nursery.start(substituter.run)
         nursery.start_soon(_measure, running, substituter)
-        await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
+        if uploads is not None:
+            nursery.start_soon(uploads.run)
+        put = None if uploads is None else uploads.put
+        await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping, put=put)
         nursery.cancel_scope.cancel()
+
+
+async def _listeners(config: Config) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(config.http_port, host=config.http_host)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {config.http_host}:{config.http_port} ({error.strerror}); stop what "
+            "uses it, or choose another port with --http-port"
+        ) from error
+
+
+def _uploads(running: Node) -> Uploads | None:
+    """Where `nix copy --to` may put paths, if it may."""
+    from .uploads import Uploads, upload_token
+
+    config, policy, publish = running.config, running.policy, publish_keys(running.config)
+    if not config.accept_uploads:
+        return None
+    return Uploads(
+        config.store / "uploads",
+        running.store,
+        upload_token(config.store, config.http_host),
+        lambda record: policy.suffices(record) or policy.publishes(record, publish),
+        running.swarm.catalogue.add,
+    )
 
 
 async def fetch_for_members(

@@ -82,6 +82,11 @@ class Guarded:
         self._narinfos.succeeded()
         return info
 
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
+        """What fails here does not count: not every cache has logs or realisations."""
+        self._check()
+        return await self._upstream.file(path, bytes_max)
+
     @asynccontextmanager
     async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
         """What the reader of the pieces finds wrong with them counts against the upstream."""

@@ -123,6 +123,8 @@ def _add_node(
     if name == "gateway":
         add("--http-host", metavar="HOST", help="loopback unless you know why")
         add("--http-port", type=int, metavar="PORT", help="8555; 0 is any")
+        add("--accept-uploads", action="store_true", default=None,
+            help="take signed paths that `nix copy --to` puts here")  # fmt: skip
         add("--priority", type=int, help="in nix-cache-info; lower is asked first")
     elif name == "peer":
         add("--seed", action="append", dest="seeds", metavar="ADDRESS", help="fetch from this seed")
@@ -214,7 +216,7 @@ def _text(path: Path | None) -> str | None:
 
 _NODE_FIELDS = (
     "listen", "peers", "seeds", "trusted_public_keys", "publish_keys", "lan", "use_nix_conf",
-    "block_codec", "http_host", "http_port", "priority", "upstreams",
+    "block_codec", "http_host", "http_port", "priority", "upstreams", "accept_uploads",
     "netrc_file", "tokens_file", "tls_roots",
 )  # fmt: skip
 

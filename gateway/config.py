@@ -93,6 +93,8 @@ class Config:
     tls_roots: Path | None = None
     """PEM file of the certificate authorities that count, instead of the machine's."""
     lan: Lan = "off"
+    accept_uploads: bool = False
+    """Whether `nix copy --to` may put signed paths here, with the token (gateway.uploads)."""
     use_nix_conf: bool = True
     """Whether the trusted-public-keys of nix.conf count as well."""
     block_codec: BlockCodec = "zstd"
@@ -361,6 +363,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "tokens_file": _path,
     "tls_roots": _path,
     "lan": _choice("off", "open"),
+    "accept_uploads": _flag,
     "use_nix_conf": _flag,
     "block_codec": _choice("zstd", "raw"),
     "priority": _number(PRIORITY_MAX),

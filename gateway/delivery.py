@@ -223,6 +223,11 @@ class Deliveries:
             return None
         return None if fetch is None else FetchedSource(fetch, self.patience_seconds)
 
+    async def whole(self, record: PathRecord) -> tuple[PathRecord, Manifest] | None:
+        """Our record of it and its manifest, if the NAR was verified and every block is here."""
+        held, manifest = await self._held(record)
+        return (held, manifest) if held is not None and manifest is not None else None
+
     async def _held(self, record: PathRecord) -> tuple[PathRecord | None, Manifest | None]:
         """Our record of it and its manifest, if every block is here."""
         held = self._store.record(record.store_hash)

@@ -293,5 +293,8 @@ class _Having:
         assert self._info.store_path[11:43] == store_hash
         return self._info
 
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
+        return await self._upstream.file(path, bytes_max)
+
     def nar(self, info: Narinfo) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         return self._upstream.nar(info)

@@ -155,6 +155,13 @@ class Policy:
         """Whether signatures alone admit it."""
         return bool(self.judge(record).admitted_by)
 
+    def publishes(self, record: PathRecord, publish: KeyRing) -> bool:
+        """Whether one of our publish keys signed it, and nothing denies it."""
+        text = fingerprint(record.store_path, record.nar_hash, record.nar_size, record.references)
+        return not self.denies(record.store_path) and bool(
+            publish.verified(text, record.signatures)
+        )
+
     def _standing(self, signature: str, holds: bool, fitting: list[Rule]) -> Standing:
         name = _key_name(signature)
         if name not in self._known.keys:

@@ -25,6 +25,7 @@ from .nixstore import NixStore, PathInfo, resolve
 from .seeding import Progress, seed_cache, seed_store
 from .signing import KeyRing, SecretKey, read_secret_key
 from .terminal import megabytes
+from .uploads import NETRC_NAME
 from .upstream import open_cache
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         config = _trusting(config, text)
     async with node(config) as running, trio.open_nursery() as nursery:
         collect_seldom()
-        nursery.start_soon(_until_signal, stopping)
+        nursery.start_soon(_until_signal, stopping, nursery.cancel_scope)
         if config.role == "gateway":
             await serve_http(running, stopping, _say_ready)
         else:
@@ -98,17 +99,22 @@ def _trusting(config: Config, key: str) -> Config:
     return replace(config, trusted_public_keys=(*config.trusted_public_keys, key))
 
 
-async def _until_signal(stopping: trio.Event) -> None:
+async def _until_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:
+    """The first lets what is under way finish; the second does not."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
+            if stopping.is_set():
+                log.warning("stopped without waiting for the answers under way")
+                everything.cancel()
             stopping.set()
-            return
 
 
 async def _say_ready(running: Node) -> None:
     config = running.config
     if config.role == "gateway":
         print(f"ready: Nix may ask http://{config.http_host}:{running.http_port}")
+        if config.accept_uploads:
+            print(f"  nix copy --to it with: --option netrc-file {config.store / NETRC_NAME}")
         if not running.policy.keys.keys:
             print("warning: no trusted key is known, so nothing can be served; "
                   "give --trusted-public-key", file=sys.stderr)  # fmt: skip

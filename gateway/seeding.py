@@ -26,7 +26,7 @@ from .narinfo import Narinfo, fingerprint
 from .nixstore import NixStore, PathInfo
 from .offer import is_signed
 from .signing import KeyRing, SecretKey
-from .upstream import Upstream, roots_of
+from .upstream import FileCache, Upstream
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +151,15 @@ async def _wanted(cache: Upstream, paths: Sequence[str], closure: bool) -> list[
         if len(found) > CLOSURE_PATHS_MAX:
             raise UpstreamError(f"{cache.url}: a closure of more than {CLOSURE_PATHS_MAX} paths")
     return [found[path] for path in sorted(found)]
+
+
+def roots_of(cache: Upstream) -> list[str]:
+    """The store hashes of a cache that can be listed. Raises UpstreamError."""
+    if not isinstance(cache, FileCache):
+        raise UpstreamError(
+            f"{cache.url} cannot be listed; name the store paths to take from it as well"
+        )
+    return cache.store_hashes()
 
 
 async def _take(

@@ -1,9 +1,12 @@
 """HTTP/1.1 for one handler: the only framing in this project. Requests in, answers out.
 
-    bytes --httptools--> Request --handler--> Response --> bytes, or a cut connection
+    bytes --RequestReader--> Request --handler--> Response --> bytes, or a cut connection
 
 What protects the machine's user is here: an exact list of Host values (DNS rebinding), no request
-with an Origin (a browser's page), caps on everything a client can make long. A body that breaks
+of a browser's page (Origin, Sec-Fetch-Site), and an end to who is slow. When all connections are
+taken, the one that has waited longest with its request makes room. PUT goes to a handler of its
+own, if there is one; a body is asked for (100) and read only as the handler reads it, and where it
+was not read to its end, the connection closes behind the answer. An answer that breaks
 (`BodyBroken`) or has another length than announced ends in a cut connection, never in a clean end:
 Nix then resumes with a range or goes to the next substituter. A handler that fails answers 404,
 because Nix 2.8 fails a whole build over a 5xx.
@@ -15,43 +18,38 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import httptools
 import trio
 
 from chunker.digest import Bytes
 
 from .pump import BodyBroken, Pump, Readable
+from .requests import Event, Refusal, RequestReader
+from .requests import Request as Request
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 512
-HEAD_BYTES_MAX = 32 * 1024
-HEADERS_MAX = 100
-TARGET_BYTES_MAX = 4096
-PIPELINED_REQUESTS_MAX = 64
 RECEIVE_BYTES = 64 * 1024
 UNSENT_BYTES = 1024 * 1024
 IDLE_SECONDS_MAX = 120.0
 HEAD_SECONDS_MAX = 20.0
 SEND_SECONDS_MAX = 300.0
-STOP_SECONDS_MAX = 10.0
+BODY_SECONDS_MAX = 60.0
+"""For the next piece of a body that a client sends."""
+STOP_SECONDS_MAX = 60.0
+"""For the answers under way; who stops a second time does not wait (gateway.run)."""
+LINGER_SECONDS_MAX = 2.0
+LINGER_BYTES_MAX = 1024 * 1024
+"""For a client to read its refusal while it still sends: a reset would take the answer away."""
+BODY_METHODS = ("PUT",)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """`headers` have lower-case names; of several lines with one name the last counts."""
-
-    method: str
-    target: str
-    headers: Mapping[str, str]
-    keep_alive: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +69,8 @@ class Unsatisfiable:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+PutHandler = Callable[[Request, AsyncGenerator[bytes, None]], Awaitable[Response]]
+"""The body's pieces raise BodyBroken when the client breaks off."""
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | Unsatisfiable | None:
@@ -96,41 +96,64 @@ async def serve(
     *,
     allowed_hosts: frozenset[str],
     stopping: trio.Event,
+    put: PutHandler | None = None,
 ) -> None:
-    """Until `stopping`; then no new connection, and up to 10 s for the answers under way."""
-    server = _Server(handler, allowed_hosts, stopping)
+    """Until `stopping`; then no new connection, and a while for the answers under way."""
+    server = _Server(handler, put, allowed_hosts, stopping)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             for listener in listeners:
                 accepting.start_soon(server.accept, listener, connections)
             await stopping.wait()
             accepting.cancel_scope.cancel()
-        for scope in list(server.idle):
-            scope.cancel()
+        for connection in list(server.waiting):
+            connection.give_way_if_idle()
         connections.cancel_scope.deadline = trio.current_time() + STOP_SECONDS_MAX
 
 
 class _Server:
-    def __init__(self, handler: Handler, hosts: frozenset[str], stopping: trio.Event) -> None:
+    def __init__(
+        self, handler: Handler, put: PutHandler | None, hosts: frozenset[str], stopping: trio.Event
+    ) -> None:
         self.handler = handler
+        self.put = put
         self.hosts = hosts
         self.stopping = stopping
-        self.idle: set[trio.CancelScope] = set()
+        self.waiting: dict[_Connection, None] = {}
+        """Those whose next request is not whole, the longest first."""
         self.pump = Pump()
-        self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+        self._open = 0
+        self._change = trio.Event()
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         async with listener:
             while True:
-                await self._slots.acquire_on_behalf_of(token := object())
+                stream = await listener.accept()
                 try:
-                    stream = await listener.accept()
+                    await self._make_room()
                 except BaseException:
-                    self._slots.release_on_behalf_of(token)
+                    await trio.aclose_forcefully(stream)
                     raise
-                nursery.start_soon(self._connection, stream, token)
+                self._open += 1
+                nursery.start_soon(self._connection, stream)
 
-    async def _connection(self, stream: trio.SocketStream, token: object) -> None:
+    async def _make_room(self) -> None:
+        """For one that is there already: whoever waits for its request gives way, now or as soon
+        as there is one."""
+        while self._open >= CONNECTIONS_MAX:
+            if self.waiting:
+                longest = next(iter(self.waiting))
+                del self.waiting[longest]
+                longest.give_way()
+            await self._change.wait()
+
+    def changed(self) -> None:
+        """A connection ended, or waits."""
+        if self._open >= CONNECTIONS_MAX:
+            self._change.set()
+            self._change = trio.Event()
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
         try:
             await _Connection(stream, self).run()
         except (trio.BrokenResourceError, trio.TooSlowError, trio.ClosedResourceError):
@@ -140,56 +163,9 @@ class _Server:
         except Exception:
             log.exception("a connection failed")
         finally:
-            self._slots.release_on_behalf_of(token)
+            self.changed()
+            self._open -= 1
             await trio.aclose_forcefully(stream)
-
-
-@dataclass
-class _Parsing:
-    """httptools calls these by name while it is fed."""
-
-    done: list[Request] = field(default_factory=list)
-    parser: Any = None
-    target: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    head_bytes: int = 0
-    refusal: int = 0
-    idle: bool = True
-
-    def on_message_begin(self) -> None:
-        self.target, self.headers, self.head_bytes = b"", {}, 0
-        self.idle = False
-
-    def on_url(self, part: bytes) -> None:
-        self.target += part
-        if len(self.target) > TARGET_BYTES_MAX:
-            self._refuse(414)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.head_bytes += len(name) + len(value)
-        if len(self.headers) >= HEADERS_MAX or self.head_bytes > HEAD_BYTES_MAX:
-            self._refuse(431)
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_body(self, part: bytes) -> None:
-        self._refuse(413)
-
-    def on_message_complete(self) -> None:
-        if len(self.done) >= PIPELINED_REQUESTS_MAX:
-            self._refuse(429)
-        self.done.append(
-            Request(
-                self.parser.get_method().decode("latin-1"),
-                self.target.decode("latin-1"),
-                self.headers,
-                self.parser.should_keep_alive(),
-            )
-        )
-        self.idle = True
-
-    def _refuse(self, status: int) -> None:
-        self.refusal = self.refusal or status
-        raise ValueError(f"refused with {status}")
 
 
 class _Connection:
@@ -197,57 +173,96 @@ class _Connection:
         self._stream = stream
         self._server = server
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        self._parsing = _Parsing()
-        self._parsing.parser = httptools.HttpRequestParser(self._parsing)
+        self._reader = RequestReader()
+        self._events: deque[Event] = deque()
+        self._scope = trio.CancelScope()
 
     async def run(self) -> None:
         while (request := await self._next()) is not None:
-            stop = self._server.stopping.is_set()
-            last = stop or not request.keep_alive or request.method not in ("GET", "HEAD")
-            await self._answer(request, last)
-            if last:
+            body = _Body(self, request)
+            if await self._answer(request, body):
+                await self._linger()
                 return
+
+    def give_way(self) -> None:
+        """Others need the place of one that waits for its request."""
+        self._scope.cancel()
+
+    def give_way_if_idle(self) -> None:
+        if self._reader.idle:
+            self._scope.cancel()
 
     async def _next(self) -> Request | None:
         """The next request, or None when the connection is over (refusals are sent here)."""
-        parsing, unparsed = self._parsing, 0
+        waiting = self._server.waiting
+        if not self._events:
+            with trio.CancelScope() as self._scope:
+                waiting[self] = None
+                self._server.changed()
+                try:
+                    await self._receive_head()
+                finally:
+                    waiting.pop(self, None)
+        event = self._events.popleft() if self._events else None
+        if isinstance(event, Refusal):
+            await self._send(_head(event.status, (), 0, last=True))
+            await self._linger()
+            return None
+        assert not isinstance(event, bytes), "a body is taken by its _Body"
+        return event
+
+    async def _receive_head(self) -> None:
+        """Until there is an event; none at the end, when the time is up, or when the server stops
+        between requests."""
         deadline = float("inf")
-        while not parsing.done:
-            data = await self._receive(deadline, parsing.idle)
+        while not self._events:
+            if self._reader.idle and self._server.stopping.is_set():
+                return
+            limit = min(deadline, trio.current_time() + IDLE_SECONDS_MAX)
+            self._scope.deadline = limit
+            data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
-                return None
+                return
             deadline = min(deadline, trio.current_time() + HEAD_SECONDS_MAX)
-            unparsed += len(data)
-            try:
-                parsing.parser.feed_data(data)
-                if unparsed > HEAD_BYTES_MAX and not parsing.done:
-                    parsing.refusal = 431
-            except httptools.HttpParserUpgrade:
-                return None
-            except httptools.HttpParserError:
-                parsing.refusal = parsing.refusal or 400
-            if parsing.refusal:
-                await self._send(_head(parsing.refusal, (), 0, last=True))
-                return None
-        return parsing.done.pop(0)
+            self._events.extend(self._reader.feed(bytes(data)))
 
-    async def _receive(self, deadline: float, idle: bool) -> bytes:
-        """b"" at the end, when the time is up, or when the server stops between requests."""
-        if idle and self._server.stopping.is_set():
-            return b""
-        limit = min(deadline, trio.current_time() + IDLE_SECONDS_MAX)
-        with trio.CancelScope(deadline=limit) as scope:
-            if idle:
-                self._server.idle.add(scope)
-            try:
-                return bytes(await self._stream.receive_some(RECEIVE_BYTES))
-            finally:
-                self._server.idle.discard(scope)
-        return b""
+    async def receive_body(self) -> bytes:
+        """The next piece of the body of the request under way. Raises BodyBroken."""
+        while not self._events:
+            data = b""
+            with trio.move_on_after(BODY_SECONDS_MAX):
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                raise BodyBroken("a client broke off while it sent a body")
+            self._events.extend(self._reader.feed(bytes(data)))
+        piece = self._events.popleft()
+        if not isinstance(piece, bytes):
+            raise BodyBroken("a body that cannot be understood")
+        return piece
 
-    async def _answer(self, request: Request, last: bool) -> None:
-        response = await self._respond(request)
+    async def _linger(self) -> None:
+        """Say that we are done and wait for the client to see it: closing while it sends would
+        reset the connection and lose the answer."""
+        with trio.move_on_after(LINGER_SECONDS_MAX):
+            await self._stream.send_eof()
+            left = LINGER_BYTES_MAX
+            while left > 0 and (data := await self._stream.receive_some(RECEIVE_BYTES)):
+                left -= len(data)
+
+    async def ask_for_body(self) -> None:
+        await self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _answer(self, request: Request, sent: _Body) -> bool:
+        """Whether that was the last answer on this connection."""
+        response = await self._respond(request, sent)
+        known = request.method in ("GET", "HEAD", *BODY_METHODS)
+        more = request.keep_alive and known and not sent.left
+        last = not more or self._server.stopping.is_set()
         head = _head(response.status, response.headers, response.length, last=last)
+        await self._send_response(request, response, head)
+        return last
+
+    async def _send_response(self, request: Request, response: Response, head: bytes) -> None:
         if isinstance(response.body, bytes):
             await self._send(head if request.method == "HEAD" else head + response.body)
             return
@@ -283,18 +298,21 @@ class _Connection:
         if left:
             raise BodyBroken(f"a body ended {left} bytes early")
 
-    async def _respond(self, request: Request) -> Response:
-        if "origin" in request.headers:
-            return _short(403, "browsers may not ask this server")
-        if request.headers.get("host", "").lower() not in self._server.hosts:
-            return _short(403, "this server does not go by that Host")
+    async def _respond(self, request: Request, body: _Body) -> Response:
+        server = self._server
+        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
+            return short(403, "browsers may not ask this server")
+        if request.headers.get("host", "").lower() not in server.hosts:
+            return short(403, "this server does not go by that Host")
+        if request.method in BODY_METHODS and server.put is not None:
+            return await server.put(request, body.pieces())
         if request.method not in ("GET", "HEAD"):
-            return _short(405, "only GET and HEAD", ("Allow", "GET, HEAD"))
+            return short(405, "only GET and HEAD", ("Allow", "GET, HEAD"))
         try:
-            return await self._server.handler(request)
+            return await server.handler(request)
         except Exception:
             log.exception("answering %s %s failed", request.method, request.target)
-            return _short(404, "failed")
+            return short(404, "failed")
 
     async def _send(self, data: Bytes) -> None:
         """What the socket takes at once needs no deadline: that is nearly every narinfo."""
@@ -309,17 +327,37 @@ class _Connection:
                 await self._stream.send_all(memoryview(data)[sent:])
 
 
+class _Body:
+    """What comes behind the head of one request; `left` are the bytes not read yet."""
+
+    def __init__(self, connection: _Connection, request: Request) -> None:
+        self.left = request.length
+        self._connection = connection
+        self._asks = request.headers.get("expect", "").lower() == "100-continue"
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        if self._asks and self.left:
+            await self._connection.ask_for_body()
+        while self.left:
+            piece = await self._connection.receive_body()
+            self.left -= len(piece)
+            yield piece
+
+
 def _closing(body: AsyncIterator[Any]) -> aclosing[Any]:
     return aclosing(body)
 
 
-def _short(status: int, text: str, *headers: tuple[str, str]) -> Response:
+def short(status: int, text: str, *headers: tuple[str, str]) -> Response:
+    """One line of text, for a person who looks at what went wrong."""
     body = f"{status} {text}\n".encode()
     return Response(status, (("Content-Type", "text/plain"), *headers), body, len(body))
 
 
 def _head(status: int, headers: Sequence[tuple[str, str]], length: int, *, last: bool) -> bytes:
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Content-Length: {length}"]
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    if status != 304:
+        lines.append(f"Content-Length: {length}")
     lines += [f"{name}: {value}" for name, value in headers]
     if last:
         lines.append("Connection: close")

@@ -5,7 +5,10 @@
 | /nix-cache-info            | always                                                             |
 | /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404             |
 | /nar/<hash>-<narhash>.nar  | the NAR, whole or a range, else 404 before the first byte           |
+| .ls, log/, realisations/   | see gateway.besides                                                |
 | anything else              | 404                                                                |
+
+Each with an ETag, and 304 for who names it (gateway.conditional).
 
 Never 400, 429 or 5xx for these: Nix 2.8 and 2.26 then fail a build that another substituter could
 serve. 404 for a path is said only when every source answered, or after 5 s (Nix remembers it for
@@ -22,10 +25,13 @@ from dataclasses import dataclass
 
 import trio
 
+from chunker.digest import NarHash
 from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.swarm import Swarm
 
+from .besides import Besides
+from .conditional import holds, nar_tag, not_modified, range_of, tagged
 from .delivery import Deliveries
 from .errors import NotTrusted
 from .lookup import admitted_by
@@ -100,6 +106,7 @@ class Substituter:
         self._priority = priority
         self._refused_here = 0
         self._prefetch = Prefetch()
+        self._besides = Besides(store, upstreams, policy.keys, self.deliveries, self.look_up)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Owns the questions to upstreams and the downloads from them, until cancelled."""
@@ -111,12 +118,12 @@ class Substituter:
     async def answer(self, request: Request) -> Response:
         if request.target == "/nix-cache-info":
             text = f"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: {self._priority}\n"
-            return _text(200, text.encode(), "text/x-nix-cache-info")
+            return tagged(request, _text(200, text.encode(), "text/x-nix-cache-info"))
         if (match := _NARINFO.fullmatch(request.target)) is not None:
-            return await self._narinfo(match[1])
+            return tagged(request, await self._narinfo(match[1]))
         if (named := parse_nar_url(request.target.removeprefix("/"))) is not None:
             return await self._nar(request, *named)
-        return _not_found()
+        return tagged(request, await self._besides.answer(request.target) or _not_found())
 
     async def _narinfo(self, store_hash: str) -> Response:
         self.asked.append(store_hash)
@@ -129,18 +136,21 @@ class Substituter:
             self._prefetch.asked(trio.current_time(), known.admitted.record)
         return _text(200, known.text, "text/x-nix-narinfo")
 
-    async def _nar(self, request: Request, store_hash: str, nar_hash: bytes) -> Response:
+    async def _nar(self, request: Request, store_hash: str, nar_hash: NarHash) -> Response:
         known = await self.look_up(store_hash)
         if known is None or known.admitted.record.nar_hash != nar_hash:
             return _not_found()
         admitted = known.admitted
-        size = admitted.record.nar_size
-        span = parse_range(request.headers.get("range"), size)
+        size, tag = admitted.record.nar_size, nar_tag(nar_hash)
+        if holds(request.headers, tag):
+            return not_modified(tag)
+        span = parse_range(range_of(request.headers, tag), size)
         if isinstance(span, Unsatisfiable):
             return Response(416, (("Content-Range", f"bytes */{size}"),), b"", 0)
         if span is not None and self.deliveries.is_wrong(admitted.record.nar_hash):
             return _not_found()
         headers = [("Content-Type", "application/x-nix-nar"), ("Accept-Ranges", "bytes")]
+        headers.append(("ETag", tag))
         if request.method == "HEAD":
             return Response(200, tuple(headers), b"", size)
         self._begin_next(store_hash)

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import pycurl
 import trio
@@ -56,9 +56,12 @@ class Upstream(Protocol):
         """None: this cache does not have it. Raises UpstreamError."""
         ...
 
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
+        """Another file, by a path of our making; None: not there. Raises UpstreamError."""
+        ...
+
     def nar(self, info: Narinfo) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """The plain NAR in pieces, never more than NarSize. Raises UpstreamError, also while it
-        is iterated."""
+        """The plain NAR in pieces, at most NarSize. Raises UpstreamError, also when iterated."""
         ...
 
 
@@ -99,17 +102,20 @@ class FileCache:
         return sorted(path.stem for path in self._directory.glob("*.narinfo"))
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
-        data = await trio.to_thread.run_sync(self._read, f"{store_hash}.narinfo")
+        data = await self.file(f"{store_hash}.narinfo", NARINFO_BYTES_MAX)
         return None if data is None else _parsed(self.url, store_hash, data)
 
-    def _read(self, name: str) -> bytes | None:
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
         try:
-            with (self._directory / name).open("rb") as file:
-                return file.read(NARINFO_BYTES_MAX + 1)
+            async with await trio.open_file(self._directory / path, "rb") as file:
+                data: bytes = await file.read(bytes_max + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UpstreamError(f"{self.url}: {error.strerror}") from error
+        if len(data) > bytes_max:
+            raise UpstreamError(f"{self.url}/{path} is longer than {bytes_max} bytes")
+        return data
 
     @asynccontextmanager
     async def nar(self, info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -166,6 +172,9 @@ class HttpCache:
             return _parsed(self.url, store_hash, data)
         self._missing(url, status)
         return None
+
+    async def file(self, path: str, bytes_max: int) -> bytes | None:
+        return await self._small(f"{self.url}/{quote(path)}", bytes_max)
 
     async def page(self, bytes_max: int) -> bytes:
         """What is at the URL itself. Raises UpstreamError, also where there is nothing."""
@@ -341,12 +350,3 @@ def _perform(
         raise UpstreamError(f"{url}: {error.args[1]}") from error
     redirect, address = curl.getinfo(pycurl.REDIRECT_URL), curl.getinfo(pycurl.PRIMARY_IP)
     return status[0], redirect or "", address or "", date[0]
-
-
-def roots_of(cache: Upstream) -> list[str]:
-    """The store hashes of a cache that can be listed. Raises UpstreamError."""
-    if not isinstance(cache, FileCache):
-        raise UpstreamError(
-            f"{cache.url} cannot be listed; name the store paths to take from it as well"
-        )
-    return cache.store_hashes()

@@ -1,6 +1,7 @@
 """Makes the golden data with a real Nix: python -m tests.golden.make. Review the diff it leaves.
 
 tree.nar, tree.json       a tree with everything a NAR can hold, as `nix-store --dump` writes it
+tree.ls                   what `nix nar ls` says of it
 narinfos/*, keys.json     narinfos that Nix signed, and the keys
 content_addresses.json    paths that name their contents, one of each kind
 cuts.json                 block lengths and ids of the cut rule, and a ManifestId: these pin formats
@@ -45,6 +46,10 @@ def main() -> None:
             capture_output=True, check=True, text=True,
         ).stdout.strip()  # fmt: skip
         (HERE / "tree.json").write_text(json.dumps({"nix32": digest, "bytes": len(nar)}) + "\n")
+        listed = Nix(Path(directory)).run(
+            "nix", "nar", "ls", "--json", "--recursive", str(HERE / "tree.nar"), "/"
+        )
+        (HERE / "tree.ls").write_text(listed.stdout)
 
         made = addresses.make(Nix(Path(directory)), Path(directory))
         (HERE / "content_addresses.json").write_text(made)

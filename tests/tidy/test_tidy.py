@@ -32,7 +32,7 @@ VENDORS = {
     "pyfastcdc": {"chunker/cut.py"},
     "ahocorasick_rs": {"chunker/references.py"},
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
-    "httptools": {"gateway/server.py"},
+    "httptools": {"gateway/requests.py"},
     "pycurl": {f"gateway/{name}.py" for name in ("upstream", "handles", "pages", "transfers")},
     "rich": {
         "gateway/terminal.py",
@@ -53,7 +53,7 @@ MACHINES = (
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "policy", "alarms", "content_address", "candidates", "proofs", "offer",
-        "signing", "decompress", "redirects", "lookup", "memory", "prefetch")]
+        "signing", "decompress", "redirects", "lookup", "memory", "prefetch", "requests")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {
