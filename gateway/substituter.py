@@ -3,7 +3,8 @@
 | asked                      | answer                                                             |
 |----------------------------|--------------------------------------------------------------------|
 | /nix-cache-info            | always                                                             |
-| /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404             |
+| /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404; also where  |
+|                            | only peers have it and a part of its closure is nowhere            |
 | /nar/<hash>-<narhash>.nar  | the NAR, whole or a range, else 404 before the first byte           |
 | anything else              | 404                                                                |
 
@@ -25,6 +26,7 @@ from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.swarm import Swarm
 
+from .closures import Closures, Places
 from .delivery import Deliveries
 from .errors import NotTrusted, UpstreamError, UpstreamResting
 from .narinfo import format, parse_nar_url
@@ -73,6 +75,10 @@ class Substituter:
         self._keys = keys
         self._priority = priority
         self._admitted: dict[str, Admitted] = {}
+        self._only_offered: set[str] = set()
+        """Those of `_admitted` that peers were the first to have."""
+        places = Places(store.record, self._offered, self._pleased, upstreams, self._is_admitted)
+        self._closures = Closures(places.find, places.has_upstream)
 
     async def answer(self, request: Request) -> Response:
         if request.target == "/nix-cache-info":
@@ -87,7 +93,7 @@ class Substituter:
     async def _narinfo(self, store_hash: str) -> Response:
         self.asked.append(store_hash)
         admitted = await self.look_up(store_hash)
-        if admitted is None:
+        if admitted is None or not await self._has_closure(admitted.record):
             self.served.missing += 1
             return _not_found()
         self.served.narinfos += 1
@@ -135,16 +141,22 @@ class Substituter:
             self.served.undecided += 1
         if not found:
             return None
+        self._keep(found[0])
+        return found[0]
+
+    def _keep(self, admitted: Admitted) -> None:
         if len(self._admitted) >= RECORDS_HELD_MAX:
             self._admitted.clear()
-        self._admitted[store_hash] = found[0]
-        return found[0]
+            self._only_offered.clear()
+        self._admitted[admitted.record.store_hash] = admitted
 
     async def _ask_peers(
         self, store_hash: str, found: list[Admitted], enough: trio.CancelScope
     ) -> None:
         offers = await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX)
-        if not any(self._take(record, found) for _, record in offers):
+        if any(self._take(record, found) for _, record in offers):
+            self._only_offered.add(store_hash)
+        else:
             offers = await self._swarm.questions.please(store_hash, PEER_SECONDS_MAX, [])
             if not any(self._take(record, found) for _, record in offers):
                 return
@@ -173,6 +185,35 @@ class Substituter:
         if admitted is not None:
             found.append(admitted)
         return admitted is not None
+
+    # -- whether the closure of what peers have can be had -----------------------------------------
+
+    async def _has_closure(self, record: PathRecord) -> bool:
+        if record.store_hash not in self._only_offered:
+            return True
+        if self._store.record(record.store_hash) is not None:
+            return True
+        return await self._closures.may_serve(record)
+
+    async def _offered(self, store_hash: str) -> PathRecord | None:
+        """By peers; kept, for Nix asks next."""
+        known = self._admitted.get(store_hash)
+        if known is not None:
+            return known.record
+        for _, record in await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX):
+            admitted = self._admit(record)
+            if admitted is not None:
+                self._keep(admitted)
+                self._only_offered.add(store_hash)
+                return record
+        return None
+
+    async def _pleased(self, store_hash: str) -> PathRecord | None:
+        offers = await self._swarm.questions.please(store_hash, PEER_SECONDS_MAX, [])
+        return next((record for _, record in offers if self._is_admitted(record)), None)
+
+    def _is_admitted(self, record: PathRecord) -> bool:
+        return self._admit(record) is not None
 
     def _admit(self, record: PathRecord | None) -> Admitted | None:
         if record is None:
