@@ -16,13 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import closure, core, growth, page, session, swarm
+from benchmarks import closure, core, growth, lookup, page, session, swarm
 from benchmarks.debian import NoClosure
 from benchmarks.hosts import NoHosts
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENTS = Path(__file__).parents[1] / "docs"
-BENCHMARKS = {"core": core, "session": session, "simulation": growth}
+BENCHMARKS = {"core": core, "lookup": lookup, "session": session, "simulation": growth}
 WITH_OPTIONS = {"swarm": swarm, "closure": closure}
 MEANING = {
     name: meaning

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from .delivery import Deliveries
     from .substituter import Substituter
+    from .transfers import Transfers
     from .upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -145,15 +146,19 @@ async def serve_http(
     """The gateway's HTTP side, until `stopping`; current answers are finished first."""
     from .server import serve
     from .substituter import Substituter
+    from .transfers import Transfers
 
-    config = running.config
+    config, transfers = running.config, Transfers()
+    upstreams = _upstreams(config, transfers)
     substituter = Substituter(
         running.store,
         running.swarm,
-        _upstreams(config),
+        upstreams,
         running.keys,
         _ring(config.publish_keys),
         config.priority,
+        ranks=_ranks(config, upstreams),
+        keys_of=_keys_of(config, upstreams),
     )
     try:
         listeners = await trio.open_tcp_listeners(config.http_port, host=config.http_host)
@@ -169,7 +174,8 @@ async def serve_http(
     hosts = frozenset({f"{name}:{port}" for name in names} | names)
     await listening(running)
     async with trio.open_nursery() as nursery:
-        await nursery.start(substituter.deliveries.run)
+        await nursery.start(transfers.run)
+        await nursery.start(substituter.run)
         nursery.start_soon(_measure, running, substituter)
         await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping)
         nursery.cancel_scope.cancel()
@@ -180,21 +186,43 @@ async def fetch_for_members(
 ) -> None:
     """The peer's side of upstreams: what a member asks for is fetched once for all, and kept."""
     from .delivery import Deliveries
-    from .narinfos import Narinfos
+    from .lookup import admitted_by
+    from .lookups import Lookups
+    from .transfers import Transfers
 
-    config, swarm = running.config, running.swarm
-    upstreams = _upstreams(config)
-    swarm.office.look_up = Narinfos(upstreams, swarm.policies.admits).look_up
-    running.deliveries = Deliveries(running.store, swarm, upstreams, _ring(config.publish_keys))
-    await running.deliveries.run(task_status)
+    config, swarm, transfers = running.config, running.swarm, Transfers()
+    upstreams = _upstreams(config, transfers)
+    lookups = Lookups(
+        upstreams,
+        lambda record, sources: admitted_by(record, [running.keys]),
+        ranks=_ranks(config, upstreams),
+    )
+    swarm.office.look_up = lookups.record
+    running.deliveries = Deliveries(
+        running.store, swarm, upstreams, _ring(config.publish_keys), lookups.order
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transfers.run)
+        await nursery.start(lookups.run)
+        await running.deliveries.run(task_status)
 
 
-def _upstreams(config: Config) -> tuple[Upstream, ...]:
+def _upstreams(config: Config, transfers: Transfers) -> tuple[Upstream, ...]:
     from .breaker import Guarded
     from .upstream import open_cache
 
     access = upstream_access(config)
-    return tuple(Guarded(open_cache(url, access)) for url in config.upstreams)
+    return tuple(Guarded(open_cache(one.url, access, transfers)) for one in config.upstreams)
+
+
+def _ranks(config: Config, upstreams: tuple[Upstream, ...]) -> dict[str, int]:
+    """By the URL without a password, as the upstream itself says it."""
+    return {one.url: said.priority for one, said in zip(upstreams, config.upstreams, strict=True)}
+
+
+def _keys_of(config: Config, upstreams: tuple[Upstream, ...]) -> dict[str, KeyRing]:
+    pairs = zip(upstreams, config.upstreams, strict=True)
+    return {one.url: _ring(said.keys) for one, said in pairs if said.keys}
 
 
 def trusted_keys(config: Config) -> KeyRing:

@@ -41,6 +41,11 @@ class Breaker:
     def rests(self, now: float) -> bool:
         return now < self._until
 
+    @property
+    def is_on_trial(self) -> bool:
+        """It failed when it was asked last."""
+        return self._failures > 0
+
     def succeeded(self) -> None:
         self._failures = self._rests = 0
 
@@ -61,6 +66,11 @@ class Guarded:
         self.url = upstream.url
         self._upstream = upstream
         self._narinfos, self._nars = Breaker(), Breaker()
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Its last narinfo could not be had: it is asked, but not relied on."""
+        return self._narinfos.is_on_trial
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
         self._check()

@@ -1,27 +1,19 @@
 """Asks whether the closure of a path can be had, as `completeness` walks it.
 
-    the machine's Nix store -> this store and peers -> every upstream -> LAN caches' upstreams
-      (no question asked)      (Finds, gathered)       (only for what no peer has)
-
-A closure that a neighbour has whole costs the Finds that Nix's own questions would have cost, and
-their answers are kept for them; a path that an upstream has itself costs nothing.
+Its parts are looked up as if Nix asked for them, which it does next, and what is found is
+remembered for that. A path that an upstream has itself costs nothing.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from chunker.record import PathRecord, store_hash
 
-from .completeness import Answer, Held, Memory, Verdict, Walk, Word
-from .errors import UpstreamError
-from .narinfo import Narinfo
-from .seeding import record_of
+from .completeness import Answer, Memory, Verdict, Walk, Word
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +21,18 @@ WALK_SECONDS_MAX = 2.0
 """Nix waits for the narinfo meanwhile; what is not known by then is unknown."""
 
 
-class Asked(Protocol):
-    """As much of an upstream as is asked here."""
-
-    async def narinfo(self, store_hash: str) -> Narinfo | None: ...
-
-
 class Closures:
-    """`find` says where one path is; `has_upstream` whether an upstream has it, None for who
-    knows."""
+    """`find` says where a store path is; `has_upstream` whether an upstream has one, by its store
+    hash."""
 
     def __init__(
         self,
         find: Callable[[str], Awaitable[Answer]],
-        has_upstream: Callable[[str], Awaitable[bool | None]],
+        has_upstream: Callable[[str], Awaitable[bool]],
     ) -> None:
+        self.walks = 0
         self.incomplete = 0
-        """Paths that were not served because of this."""
+        """Answers that were 404 because of this."""
         self._find = find
         self._has_upstream = has_upstream
         self._memory = Memory()
@@ -57,6 +44,7 @@ class Closures:
         if known in (Word.WHOLE, Word.UNDECIDED):
             return True
         if known is not Word.NOWHERE:
+            self.walks += 1
             walk = Walk(record.store_path, record.references)
             with trio.move_on_after(WALK_SECONDS_MAX):
                 await self._walk(walk)
@@ -93,61 +81,3 @@ class Closures:
         walk.said(store_path, answer)
         if walk.verdict is Verdict.INCOMPLETE:
             enough.cancel()
-
-
-class Places:
-    """Where paths are: what `Closures` asks."""
-
-    def __init__(
-        self,
-        held: Callable[[str], PathRecord | None],
-        offered: Callable[[str], Awaitable[PathRecord | None]],
-        pleased: Callable[[str], Awaitable[PathRecord | None]],
-        upstreams: Sequence[Asked],
-        admits: Callable[[PathRecord], bool],
-        is_here: Callable[[str], bool] = os.path.lexists,
-    ) -> None:
-        """By store hash, and only what a trusted key signed: what is `held` here, what peers
-        `offered`, and what a LAN cache that was asked (Please) has from its upstreams. `is_here`:
-        in this machine's Nix store."""
-        self._held = held
-        self._offered = offered
-        self._pleased = pleased
-        self._upstreams = upstreams
-        self._admits = admits
-        self._is_here = is_here
-
-    async def find(self, store_path: str) -> Answer:
-        # There, it is most likely valid with its closure; that it is not is at least not known.
-        if self._is_here(store_path):
-            return Word.WHOLE
-        wanted = store_hash(store_path)
-        record = self._held(wanted) or await self._offered(wanted)
-        if record is not None:
-            return Held(record.references)
-        has = await self.has_upstream(wanted)
-        if has is False:
-            has = await self._pleased(wanted) is not None
-        return Word.UNDECIDED if has is None else Word.WHOLE if has else Word.NOWHERE
-
-    async def has_upstream(self, wanted: str) -> bool | None:
-        """None: nobody says that it has it, and not everybody that it has not."""
-        said: list[bool | None] = [False]
-
-        async def ask(upstream: Asked, enough: trio.CancelScope) -> None:
-            try:
-                info = await upstream.narinfo(wanted)
-            except UpstreamError as error:
-                log.debug("%s", error)
-                said.append(None)
-                return
-            if info is not None and self._admits(record_of(info)):
-                said.append(True)
-                enough.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for upstream in self._upstreams:
-                nursery.start_soon(ask, upstream, nursery.cancel_scope)
-        if True in said:
-            return True
-        return None if None in said else False

@@ -45,6 +45,15 @@ LISTEN_NOWHERE = ("127.0.0.1:0",)
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    url: str
+    priority: int = 0
+    """NARs are had from the lowest that has them; among equals from who answers first."""
+    keys: tuple[str, ...] = ()
+    """`name:base64`; they count for what this upstream says, and for nobody else."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     role: Role
     store: Path
@@ -62,8 +71,8 @@ class Config:
     """Configured peers: addresses ending in a PeerId, or bare PeerIds."""
     seeds: tuple[str, ...] = ()
     """Addresses of seeds that this process fetches from."""
-    upstreams: tuple[str, ...] = ()
-    """URLs of ordinary binary caches."""
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    """Ordinary binary caches: a URL, or a table of `url`, `priority` and `keys`."""
     netrc_file: Path | None = None
     """Passwords for upstreams, besides the usual places (see gateway.access)."""
     tokens_file: Path | None = None
@@ -213,12 +222,32 @@ def _listeners(value: object, where: str) -> tuple[str, ...]:
     return listeners
 
 
-def _urls(value: object, where: str) -> tuple[str, ...]:
-    urls = _texts(value, where)
-    for url in urls:
-        if not url.startswith(("http://", "https://", "file://")):
-            raise _wrong(where, "http://, https:// or file:// URLs", url)
-    return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
+def _upstreams(value: object, where: str) -> tuple[UpstreamSettings, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) > LIST_ITEMS_MAX:
+        raise _wrong(where, f"a list of at most {LIST_ITEMS_MAX} URLs or tables", value)
+    found: dict[str, UpstreamSettings] = {}
+    for item in value:
+        one = _upstream(item if isinstance(item, dict) else {"url": item}, where)
+        found.setdefault(one.url, one)
+    return tuple(found.values())
+
+
+def _upstream(table: Mapping[str, object], where: str) -> UpstreamSettings:
+    readers = {"url": _url, "priority": _number(PRIORITY_MAX), "keys": _keys}
+    for key in table:
+        if key not in readers:
+            raise ConfigError(f"{where}: unknown key '{key}'; known keys: {', '.join(readers)}")
+    if "url" not in table:
+        raise ConfigError(f"{where}: a table without 'url'")
+    read = {key: readers[key](value, f"{where}.{key}") for key, value in table.items()}
+    return UpstreamSettings(**read)  # type: ignore[arg-type]
+
+
+def _url(value: object, where: str) -> str:
+    url = _text(value, where)
+    if not url.startswith(("http://", "https://", "file://")):
+        raise _wrong(where, "http://, https:// or file:// URLs", url)
+    return url.rstrip("/")
 
 
 def _path(value: object, where: str) -> Path:
@@ -264,7 +293,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "publish_keys": _keys,
     "peers": _texts,
     "seeds": _texts,
-    "upstreams": _urls,
+    "upstreams": _upstreams,
     "netrc_file": _path,
     "tokens_file": _path,
     "tls_roots": _path,

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import trio
@@ -87,13 +87,16 @@ class Deliveries:
         swarm: Swarm,
         upstreams: tuple[Upstream, ...],
         publish_keys: KeyRing,
+        order: Callable[[PathRecord], Sequence[Upstream]] | None = None,
     ) -> None:
+        """`order`: which of `upstreams` to ask for a NAR, best first; by default as they are."""
         self.upstream_bytes = 0
         self.patience_seconds = RESCUE_SECONDS if upstreams else STUCK_SECONDS_MAX
         self._store = store
         self._swarm = swarm
         self._upstreams = upstreams
         self._publish_keys = publish_keys
+        self._order = order or (lambda record: upstreams)
         self._full_until = float("-inf")
         self._wrong: dict[NarHash, float] = {}
         self._begun: dict[NarHash, ManifestId | None] = {}
@@ -257,7 +260,7 @@ class Deliveries:
             growing = Growing(record, self._swarm.me)
             office = self._swarm.office
             office.publish(growing)
-            filling = Filling(self._store, record, self._upstreams, growing, office.grew)
+            filling = Filling(self._store, record, self._order(record), growing, office.grew)
             self._fillings[growing.id] = filling
             self._nursery.start_soon(self._run_filling, filling)
         return filling

@@ -153,7 +153,7 @@ def check_keys(settings: config.Config, environ: Mapping[str, str]) -> Iterator[
 def check_upstreams_and_clock(settings: config.Config) -> Iterator[Finding]:
     now = datetime.datetime.now(datetime.UTC)
     dates: list[tuple[str, str]] = []
-    for url in settings.upstreams:
+    for url in (upstream.url for upstream in settings.upstreams):
         try:
             dates.append((url, trio.run(_date_at, url, settings)))
             yield _good("upstream", f"{url} answers")

@@ -16,21 +16,26 @@ an hour).
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
 
-from chunker.record import PathRecord
+from chunker.record import PathRecord, store_hash
 from chunker.store import BlockStore
 from peer.swarm import Swarm
 
-from .closures import Closures, Places
+from .closures import Closures
+from .completeness import Answer, Held, Word
 from .delivery import Deliveries
-from .errors import NotTrusted, UpstreamError, UpstreamResting
-from .narinfo import format, parse_nar_url
-from .seeding import record_of
+from .errors import NotTrusted
+from .lookup import admitted_by
+from .lookups import Lookups
+from .memory import Known
+from .narinfo import parse_nar_url
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
 from .trust import Admitted, admit
@@ -40,7 +45,6 @@ log = logging.getLogger(__name__)
 
 LOOKUP_SECONDS_MAX = 5.0
 PEER_SECONDS_MAX = 3.0
-RECORDS_HELD_MAX = 100_000
 ASKED_KEPT = 64
 _NARINFO = re.compile(r"/([0-9abcdfghijklmnpqrsvwxyz]{32})\.narinfo")
 
@@ -64,21 +68,37 @@ class Substituter:
         keys: KeyRing,
         publish_keys: KeyRing,
         priority: int,
+        *,
+        ranks: Mapping[str, int] | None = None,
+        keys_of: Mapping[str, KeyRing] | None = None,
     ) -> None:
+        """`ranks` and `keys_of` by the URL of an upstream: who delivers first, and keys that count
+        for what it says and nobody else."""
         self.served = Served()
         self.asked: deque[str] = deque(maxlen=ASKED_KEPT)
         """The store hashes that Nix asked for last."""
-        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys)
+        self._lookups = Lookups(
+            upstreams,
+            self._admits,
+            ask_peers=self._ask_peers,
+            holds=swarm.catalogue.holds,
+            ranks=ranks,
+        )
+        self.deliveries = Deliveries(store, swarm, upstreams, publish_keys, self._lookups.order)
         self._store = store
         self._swarm = swarm
-        self._upstreams = upstreams
         self._keys = keys
+        self._keys_of = keys_of or {}
         self._priority = priority
-        self._admitted: dict[str, Admitted] = {}
-        self._only_offered: set[str] = set()
-        """Those of `_admitted` that peers were the first to have."""
-        places = Places(store.record, self._offered, self._pleased, upstreams, self._is_admitted)
-        self._closures = Closures(places.find, places.has_upstream)
+        self._refused_here = 0
+        self.closures = Closures(self._find_part, self._has_upstream)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Owns the questions to upstreams and the downloads from them, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._lookups.run)
+            await nursery.start(self.deliveries.run)
+            task_status.started()
 
     async def answer(self, request: Request) -> Response:
         if request.target == "/nix-cache-info":
@@ -92,18 +112,18 @@ class Substituter:
 
     async def _narinfo(self, store_hash: str) -> Response:
         self.asked.append(store_hash)
-        admitted = await self.look_up(store_hash)
-        if admitted is None or not await self._has_closure(admitted.record):
+        known = await self.look_up(store_hash)
+        if known is None or not await self._has_closure(known):
             self.served.missing += 1
             return _not_found()
         self.served.narinfos += 1
-        body = format(admitted.record, admitted.signatures)
-        return _text(200, body, "text/x-nix-narinfo")
+        return _text(200, known.text, "text/x-nix-narinfo")
 
     async def _nar(self, request: Request, store_hash: str, nar_hash: bytes) -> Response:
-        admitted = await self.look_up(store_hash)
-        if admitted is None or admitted.record.nar_hash != nar_hash:
+        known = await self.look_up(store_hash)
+        if known is None or known.admitted.record.nar_hash != nar_hash:
             return _not_found()
+        admitted = known.admitted
         size = admitted.record.nar_size
         span = parse_range(request.headers.get("range"), size)
         if isinstance(span, Unsatisfiable):
@@ -115,6 +135,7 @@ class Substituter:
             return Response(200, tuple(headers), b"", size)
         body = await self.deliveries.open(admitted, ranged=span is not None)
         if body is None:
+            self._lookups.forget(store_hash)
             return _not_found()
         start, end = span or (0, size)
         if span is not None:
@@ -124,106 +145,79 @@ class Substituter:
         status = 200 if span is None else 206
         return Response(status, tuple(headers), body(start, end), end - start)
 
-    async def look_up(self, store_hash: str) -> Admitted | None:
+    async def look_up(self, store_hash: str) -> Known | None:
         """The record that a trusted key signed, from here, from peers or from an upstream."""
-        known = self._admitted.get(store_hash) or self._admit(self._store.record(store_hash))
-        if known is not None:
-            return known
-        found: list[Admitted] = []
-        with trio.CancelScope(deadline=trio.current_time() + LOOKUP_SECONDS_MAX) as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask_peers, store_hash, found, nursery.cancel_scope)
-                for upstream in self._upstreams:
-                    nursery.start_soon(
-                        self._ask_upstream, upstream, store_hash, found, nursery.cancel_scope
-                    )
-        if scope.cancelled_caught:
-            self.served.undecided += 1
-        if not found:
-            return None
-        self._keep(found[0])
-        return found[0]
+        known = self._lookups.known(store_hash)
+        if known is None:
+            admitted = self._admit_held(store_hash)
+            if admitted is None:
+                return await self._find(store_hash)
+            known = Known(admitted)
+            self._lookups.learn(known)
+        return known
 
-    def _keep(self, admitted: Admitted) -> None:
-        if len(self._admitted) >= RECORDS_HELD_MAX:
-            self._admitted.clear()
-            self._only_offered.clear()
-        self._admitted[admitted.record.store_hash] = admitted
-
-    async def _ask_peers(
-        self, store_hash: str, found: list[Admitted], enough: trio.CancelScope
-    ) -> None:
-        offers = await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX)
-        if any(self._take(record, found) for _, record in offers):
-            self._only_offered.add(store_hash)
-        else:
-            offers = await self._swarm.questions.please(store_hash, PEER_SECONDS_MAX, [])
-            if not any(self._take(record, found) for _, record in offers):
-                return
-        enough.cancel()
-
-    async def _ask_upstream(
-        self,
-        upstream: Upstream,
-        store_hash: str,
-        found: list[Admitted],
-        enough: trio.CancelScope,
-    ) -> None:
+    async def _find(self, store_hash: str) -> Known | None:
         try:
-            info = await upstream.narinfo(store_hash)
-        except UpstreamResting as error:
-            log.debug("%s", error)
-            return
-        except UpstreamError as error:
-            log.warning("%s", error)
-            return
-        if info is not None and self._take(record_of(info), found):
-            enough.cancel()
+            return await self._lookups.look_up(store_hash, LOOKUP_SECONDS_MAX)
+        except trio.TooSlowError:
+            self.served.undecided += 1
+            return None
+        finally:
+            self.served.refused = self._lookups.refused + self._refused_here
 
-    def _take(self, record: PathRecord, found: list[Admitted]) -> bool:
-        admitted = self._admit(record)
-        if admitted is not None:
-            found.append(admitted)
-        return admitted is not None
-
-    # -- whether the closure of what peers have can be had -----------------------------------------
-
-    async def _has_closure(self, record: PathRecord) -> bool:
-        if record.store_hash not in self._only_offered:
-            return True
-        if self._store.record(record.store_hash) is not None:
-            return True
-        return await self._closures.may_serve(record)
-
-    async def _offered(self, store_hash: str) -> PathRecord | None:
-        """By peers; kept, for Nix asks next."""
-        known = self._admitted.get(store_hash)
-        if known is not None:
-            return known.record
-        for _, record in await self._swarm.questions.look_up(store_hash, PEER_SECONDS_MAX):
-            admitted = self._admit(record)
-            if admitted is not None:
-                self._keep(admitted)
-                self._only_offered.add(store_hash)
-                return record
-        return None
-
-    async def _pleased(self, store_hash: str) -> PathRecord | None:
-        offers = await self._swarm.questions.please(store_hash, PEER_SECONDS_MAX, [])
-        return next((record for _, record in offers if self._is_admitted(record)), None)
-
-    def _is_admitted(self, record: PathRecord) -> bool:
-        return self._admit(record) is not None
-
-    def _admit(self, record: PathRecord | None) -> Admitted | None:
+    def _admit_held(self, store_hash: str) -> Admitted | None:
+        record = self._store.record(store_hash)
         if record is None:
             return None
         try:
             return admit(record, self._keys)
         except NotTrusted as error:
-            self.served.refused += 1
+            self._refused_here += 1
             log.warning("refused %s: %s", record.store_path, error)
             return None
+
+    def _admits(self, record: PathRecord, sources: frozenset[str]) -> Admitted | None:
+        """With the keys that count for everybody, then with those that count for who says so."""
+        own = (self._keys_of[url] for url in sorted(sources) if url in self._keys_of)
+        return admitted_by(record, (self._keys, *own))
+
+    async def _ask_peers(self, store_hash: str, offer: Callable[[PathRecord], bool]) -> None:
+        questions = self._swarm.questions
+        offers = await questions.look_up(store_hash, PEER_SECONDS_MAX)
+        if not any([offer(record) for _, record in offers]):
+            for _, record in await questions.please(store_hash, PEER_SECONDS_MAX, []):
+                offer(record)
+
+    # -- whether the closure of what only peers have can be had ---------------------------------
+
+    async def _has_closure(self, known: Known) -> bool:
+        record = known.admitted.record
+        if known.holders or self._store.record(record.store_hash) is not None:
+            return True
+        return await self.closures.may_serve(record)
+
+    async def _find_part(self, store_path: str) -> Answer:
+        if _is_in_nix_store(store_path):
+            return Word.WHOLE
+        wanted = store_hash(store_path)
+        held = self._store.record(wanted)
+        if held is not None:
+            return Held(held.references)
+        try:
+            known = await self._lookups.look_up(wanted, LOOKUP_SECONDS_MAX)
+        except trio.TooSlowError:
+            return Word.UNDECIDED
+        if known is not None:
+            return Word.WHOLE if known.holders else Held(known.admitted.record.references)
+        return Word.NOWHERE if self._lookups.is_absent(wanted) else Word.UNDECIDED
+
+    async def _has_upstream(self, wanted: str) -> bool:
+        return await self._lookups.has_upstream(wanted, LOOKUP_SECONDS_MAX)
+
+
+def _is_in_nix_store(store_path: str) -> bool:
+    """Then it is most likely valid, with its closure; that it is not is at least not known."""
+    return os.path.lexists(store_path)
 
 
 def _text(status: int, body: bytes, kind: str) -> Response:

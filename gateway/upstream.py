@@ -11,7 +11,6 @@ http, never from a public address to a private one.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -22,24 +21,29 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pycurl
 import trio
 
-from .access import Access, proxy_for
+from .access import Access
 from .decompress import Decoder, make_decoder
 from .errors import NarinfoError, UpstreamError
+from .handles import Login, guarded, refuse_private, set_limits
 from .narinfo import NARINFO_BYTES_MAX, Narinfo, parse
+from .pages import Pages
+from .redirects import (
+    REDIRECTS,
+    REDIRECTS_MAX,
+    is_private_name,
+    is_public,
+    is_safe_redirect,
+)
+from .transfers import Transfers
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS_MAX = 5
 NARINFO_SECONDS_MAX = 20
-STALL_SECONDS_MAX = 20
-STALL_BYTES_PER_SECOND = 1024
-REDIRECTS_MAX = 5
 HANDLES_KEPT_MAX = 8
 PIECES_AHEAD_MAX = 4
 READ_BYTES = 1024 * 1024
 PASSED_BYTES_MIN = 256 * 1024
 """A hop from libcurl's thread into trio costs 0.1 ms: pieces are gathered first."""
-CURL_BUFFER_BYTES = 256 * 1024
 THREADS_MAX = 64
 """Of each cache; a download holds one while it lasts."""
 MISSING = (401, 403, 404, 410)
@@ -58,13 +62,16 @@ class Upstream(Protocol):
         ...
 
 
-def open_cache(url: str, access: Access | None = None) -> Upstream:
-    """By scheme: file:// or http(s)://. Raises UpstreamError."""
+def open_cache(
+    url: str, access: Access | None = None, transfers: Transfers | None = None
+) -> Upstream:
+    """By scheme: file:// or http(s)://. `transfers` carry the narinfos of the latter, many at
+    once. Raises UpstreamError."""
     parts = urlsplit(url)
     if parts.scheme == "file":
         return FileCache(url, Path(unquote(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:
-        return HttpCache(url, access)
+        return HttpCache(url, access, transfers)
     raise UpstreamError(f"{url!r} is not a binary cache: give an http://, https:// or file:// URL")
 
 
@@ -127,28 +134,38 @@ class FileCache:
 class HttpCache:
     """Handles are reused, and with them connections."""
 
-    def __init__(self, url: str, access: Access | None = None) -> None:
-        """`url` may hold a user and password; messages and `self.url` do not."""
-        parts = urlsplit(url.rstrip("/"))
-        self._user = unquote(parts.username or ""), unquote(parts.password or "")
-        self._origin = parts.scheme, parts.netloc.rpartition("@")[2]
-        self.url = parts._replace(netloc=self._origin[1]).geturl()
-        self._access = access or Access()
+    def __init__(
+        self, url: str, access: Access | None = None, transfers: Transfers | None = None
+    ) -> None:
+        """`url` may hold a user and password; messages and `self.url` do not. Without `transfers`
+        a narinfo is asked for in a thread."""
+        self._login = Login.of(url, access or Access())
+        self._origin = self._login.origin
+        self.url = urlsplit(url.rstrip("/"))._replace(netloc=self._origin[1]).geturl()
         self.last_date = ""
-        """The Date of the last answer, as it was written."""
+        """The Date of the last answer to a thread, as it was written."""
         self._told = False
         self._idle: list[Any] = []
         self._threads = trio.CapacityLimiter(THREADS_MAX)
+        self._pages = None if transfers is None else Pages(self._login, transfers)
 
     def close(self) -> None:
         """End the connections that are kept."""
         while self._idle:
             self._idle.pop().close()
+        if self._pages is not None:
+            self._pages.close()
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
         url = f"{self.url}/{store_hash}.narinfo"
-        data = await self._small(url, NARINFO_BYTES_MAX)
-        return None if data is None else _parsed(self.url, store_hash, data)
+        if self._pages is None:
+            data = await self._small(url, NARINFO_BYTES_MAX)
+            return None if data is None else _parsed(self.url, store_hash, data)
+        status, data = await self._pages.get(url, NARINFO_BYTES_MAX)
+        if status == 200:
+            return _parsed(self.url, store_hash, data)
+        self._missing(url, status)
+        return None
 
     async def page(self, bytes_max: int) -> bytes:
         """What is at the URL itself. Raises UpstreamError, also where there is nothing."""
@@ -218,6 +235,14 @@ class HttpCache:
             except trio.BrokenResourceError:
                 pass  # the reader went away
 
+    def _missing(self, url: str, status: int) -> None:
+        """Raises UpstreamError where the status does not say that it is not there."""
+        if status == 401 and not self._told:
+            self._told = True
+            log.warning("%s wants a password; name it in /etc/nix/netrc", self.url)
+        if status not in MISSING:
+            raise UpstreamError(f"{url} answered {status}")
+
     def _same_authority(self, url: str) -> str:
         try:
             found = urlsplit(urljoin(f"{self.url}/", url))
@@ -249,7 +274,7 @@ class HttpCache:
             curl = self._idle.pop() if self._idle else pycurl.Curl()
             try:
                 curl.reset()
-                proxied = self._identify(curl, url)
+                proxied = self._login.identify(curl, url)
                 status, location, address, self.last_date = _perform(
                     curl, url, sink, seconds_max, public_only=public, proxied=proxied
                 )
@@ -262,37 +287,15 @@ class HttpCache:
                 curl.close()
             if status == 200:
                 return True
-            if status == 401 and not self._told:
-                self._told = True
-                log.warning("%s wants a password; name it in /etc/nix/netrc", self.url)
-            if status in MISSING:
+            if status not in REDIRECTS or not location:
+                self._missing(url, status)
                 return False
-            if status not in (301, 302, 303, 307, 308) or not location:
-                raise UpstreamError(f"{url} answered {status}")
-            if not _is_safe_redirect(url, location):
+            if not is_safe_redirect(url, location):
                 raise UpstreamError(f"{url} redirects to {location!r:.200}, which is not safe")
             # Behind a proxy the address is the proxy's: only a name can be judged there.
-            public = public or (not _is_private_name(url) if proxied else _is_public(address))
+            public = public or (not is_private_name(url) if proxied else is_public(address))
             url = location
         raise UpstreamError(f"{url}: more than {REDIRECTS_MAX} redirects")
-
-    def _identify(self, curl: Any, url: str) -> bool:
-        """Set who we are there, and through whom we go; whether that is a proxy."""
-        access, proxy = self._access, proxy_for(url)
-        curl.setopt(pycurl.PROXY, proxy)
-        if access.tls_roots is not None:
-            curl.setopt(pycurl.CAINFO, str(access.tls_roots))
-        if access.netrc is not None:
-            curl.setopt(pycurl.NETRC, pycurl.NETRC_OPTIONAL)
-            curl.setopt(pycurl.NETRC_FILE, str(access.netrc))
-        parts = urlsplit(url)
-        if any(self._user) and self._origin == (parts.scheme, parts.netloc):
-            curl.setopt(pycurl.USERNAME, self._user[0])
-            curl.setopt(pycurl.PASSWORD, self._user[1])
-        token = access.token(url)
-        if token is not None:
-            curl.setopt(pycurl.HTTPHEADER, [f"Authorization: Bearer {token}"])
-        return bool(proxy)
 
 
 def _perform(
@@ -318,24 +321,18 @@ def _perform(
     def write(data: bytes) -> int:
         if status[0] != 200:
             return len(data)
-        return _guarded(lambda: sink(data), raised, len(data), -1)
+        return guarded(lambda: sink(data), raised, len(data), -1)
 
     def progress(*_: object) -> int:
-        return _guarded(trio.from_thread.check_cancelled, raised, 0, 1)
-
-    def connected(address: str, *_: object) -> int:
-        if public_only and (_is_private_name(url) if proxied else not _is_public(address)):
-            raised.append(UpstreamError(f"{url} is at a private address; not followed"))
-            return int(pycurl.PREREQFUNC_ABORT)
-        return int(pycurl.PREREQFUNC_OK)
+        return guarded(trio.from_thread.check_cancelled, raised, 0, 1)
 
     curl.setopt(pycurl.URL, url)
-    _set_limits(curl, seconds_max)
+    set_limits(curl, seconds_max)
     curl.setopt(pycurl.WRITEFUNCTION, write)
     curl.setopt(pycurl.NOPROGRESS, 0)
     curl.setopt(pycurl.XFERINFOFUNCTION, progress)
     curl.setopt(pycurl.HEADERFUNCTION, header)
-    curl.setopt(pycurl.PREREQFUNCTION, connected)
+    refuse_private(curl, url, raised, proxied=proxied, only=public_only)
     try:
         curl.perform()
     except pycurl.error as error:
@@ -344,51 +341,6 @@ def _perform(
         raise UpstreamError(f"{url}: {error.args[1]}") from error
     redirect, address = curl.getinfo(pycurl.REDIRECT_URL), curl.getinfo(pycurl.PRIMARY_IP)
     return status[0], redirect or "", address or "", date[0]
-
-
-def _set_limits(curl: Any, seconds_max: int) -> None:
-    curl.setopt(pycurl.NOSIGNAL, 1)
-    curl.setopt(pycurl.BUFFERSIZE, CURL_BUFFER_BYTES)
-    curl.setopt(pycurl.USERAGENT, "narswarm")
-    curl.setopt(pycurl.ACCEPT_ENCODING, "")  # some caches keep narinfos with a Content-Encoding
-    curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-    curl.setopt(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS_MAX)
-    curl.setopt(pycurl.LOW_SPEED_LIMIT, STALL_BYTES_PER_SECOND)
-    curl.setopt(pycurl.LOW_SPEED_TIME, STALL_SECONDS_MAX)
-    curl.setopt(pycurl.TIMEOUT, seconds_max)
-
-
-def _guarded(act: Callable[[], None], raised: list[BaseException], good: int, bad: int) -> int:
-    """An exception must not pass through libcurl: keep it and tell libcurl to stop."""
-    try:
-        act()
-    except BaseException as error:
-        raised.append(error)
-        return bad
-    return good
-
-
-def _is_public(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_global
-    except ValueError:
-        return False
-
-
-def _is_safe_redirect(url: str, location: str) -> bool:
-    try:
-        target = urlsplit(location)
-        return target.scheme in ("https", urlsplit(url).scheme) and target.port != 0
-    except ValueError:
-        return False
-
-
-def _is_private_name(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
 
 
 def roots_of(cache: Upstream) -> list[str]:

@@ -13,10 +13,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from chunker.record import PathRecord, store_hash
+from chunker.record import PathRecord
 from chunker.store import MemoryStore
 from gateway import completeness
-from gateway.closures import WALK_SECONDS_MAX, Closures, Places
+from gateway.closures import WALK_SECONDS_MAX, Closures
 from gateway.completeness import (
     HELD_SECONDS,
     NOWHERE_SECONDS,
@@ -148,7 +148,7 @@ def test_answers_are_remembered_for_their_time(monkeypatch: pytest.MonkeyPatch) 
 class Asked:
     """Answers as `world` says, None for never; counts what it was asked."""
 
-    def __init__(self, answers: Mapping[str, Answer | None], upstream: bool | None = False) -> None:
+    def __init__(self, answers: Mapping[str, Answer | None], upstream: bool = False) -> None:
         self.answers = answers
         self.upstream = upstream
         self.asked: Counter[str] = Counter()
@@ -163,7 +163,7 @@ class Asked:
         assert answer is not None
         return answer
 
-    async def has_upstream(self, wanted: str) -> bool | None:
+    async def has_upstream(self, wanted: str) -> bool:
         self.upstream_asked += 1
         return self.upstream
 
@@ -191,12 +191,10 @@ async def test_what_is_incomplete_is_not_served_for_a_while(autojump_clock: Mock
     assert await asked.may_serve("a")
 
 
-@pytest.mark.parametrize(("upstream", "served"), [(True, True), (False, False), (None, False)])
-async def test_an_upstream_that_has_the_path_itself_stands_behind_it(
-    upstream: bool | None, served: bool
-) -> None:
-    asked = Asked(world(a=held("b"), b=Word.NOWHERE), upstream)
-    assert await asked.may_serve("a") is served
+async def test_an_upstream_that_has_the_path_itself_stands_behind_it() -> None:
+    for upstream in (True, False):
+        asked = Asked(world(a=held("b"), b=Word.NOWHERE), upstream)
+        assert await asked.may_serve("a") is upstream
 
 
 async def test_who_says_nothing_costs_one_wait_and_no_path(autojump_clock: MockClock) -> None:
@@ -209,68 +207,6 @@ async def test_who_says_nothing_costs_one_wait_and_no_path(autojump_clock: MockC
     assert trio.current_time() - began == pytest.approx(WALK_SECONDS_MAX)
 
 
-class Cache:
-    """An upstream that has `infos`, or fails."""
-
-    def __init__(self, *records: PathRecord, fails: bool = False) -> None:
-        self.records = {record.store_hash: record for record in records}
-        self.fails = fails
-        self.asked = 0
-
-    async def narinfo(self, store_hash: str) -> Narinfo | None:
-        self.asked += 1
-        if self.fails:
-            raise UpstreamError("it is down")
-        record = self.records.get(store_hash)
-        return None if record is None else Narinfo(
-            record.store_path, "nar/x", "none", record.nar_hash, record.nar_size,
-            record.references, record.signatures, "", "",
-        )  # fmt: skip
-
-
-def places(
-    *upstreams: Cache,
-    held: tuple[PathRecord, ...] = (),
-    offered: tuple[PathRecord, ...] = (),
-    pleased: tuple[PathRecord, ...] = (),
-    trusted: bool = True,
-    here: tuple[str, ...] = (),
-) -> Places:
-    def among(records: tuple[PathRecord, ...], wanted: str) -> PathRecord | None:
-        return next((record for record in records if record.store_hash == wanted), None)
-
-    async def from_peers(wanted: str) -> PathRecord | None:
-        return among(offered, wanted)
-
-    async def from_caches(wanted: str) -> PathRecord | None:
-        return among(pleased, wanted)
-
-    return Places(
-        lambda wanted: among(held, wanted), from_peers, from_caches, upstreams,
-        lambda record: trusted, here.__contains__,
-    )  # fmt: skip
-
-
-async def test_an_upstream_is_asked_only_for_what_nobody_near_has() -> None:
-    record, cache = make_path("a", 8)[0], Cache()
-    near: list[Places] = [
-        places(cache, held=(record,)), places(cache, offered=(record,)),
-        places(cache, here=(record.store_path,)),
-    ]  # fmt: skip
-    found = [await one.find(record.store_path) for one in near]
-    assert found == [Held(()), Held(()), Word.WHOLE] and cache.asked == 0
-
-
-async def test_one_yes_among_upstreams_is_enough_and_one_failure_leaves_it_open() -> None:
-    record = make_path("a", 8)[0]
-    no, yes, down = Cache(), Cache(record), Cache(fails=True)
-    assert await places(no, yes, down).find(record.store_path) is Word.WHOLE
-    assert await places(no, down).find(record.store_path) is Word.UNDECIDED
-    assert await places(no, no).find(record.store_path) is Word.NOWHERE
-    assert await places(yes, trusted=False).find(record.store_path) is Word.NOWHERE
-    assert await places(no, pleased=(record,)).find(record.store_path) is Word.WHOLE
-
-
 def needing(name: str, *references: str) -> tuple[PathRecord, bytes]:
     """A signed path with references."""
     record, nar = signed_path(name, size=1000)
@@ -279,16 +215,14 @@ def needing(name: str, *references: str) -> tuple[PathRecord, bytes]:
     return replace(record, signatures=(KEY.sign(text),)), nar
 
 
-class Counting(FileCache):
-    """Counts the questions for each path."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(f"file://{directory}", directory)
-        self.asked: Counter[str] = Counter()
+class Failing(FileCache):
+    """Has what is in its directory, and cannot say of anything else that it is not there."""
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
-        self.asked[store_hash] += 1
-        return await super().narinfo(store_hash)
+        found = await super().narinfo(store_hash)
+        if found is None:
+            raise UpstreamError("it is down")
+        return found
 
 
 @pytest.mark.parametrize(
@@ -309,7 +243,9 @@ async def test_nix_is_told_of_a_path_at_peers_if_its_closure_can_be_had(
         for name in at_upstream.split():
             write_cache(tmp_path, *paths[name])
         await place.start("seed", "seed")
-        async with border(place, "seed", upstreams=(Counting(tmp_path),)) as me:
+        async with border(
+            place, "seed", upstreams=(FileCache(f"file://{tmp_path}", tmp_path),)
+        ) as me:
             assert await me.narinfo(top[0]) == status
 
 
@@ -317,8 +253,18 @@ async def test_what_an_upstream_has_is_served_without_a_look_at_its_closure(
     tmp_path: Path,
 ) -> None:
     record, nar = needing("top", path("leaf"))
-    write_cache(tmp_path, record, nar)
-    cache = Counting(tmp_path)
+    cache = write_cache(tmp_path, record, nar)
     async with office() as place, border(place, upstreams=(cache,)) as me:
         assert await me.narinfo(record) == 200
-    assert cache.asked == {record.store_hash: 1} and store_hash(path("leaf")) not in cache.asked
+        assert me.substituter.closures.walks == 0
+
+
+async def test_a_part_that_an_upstream_could_not_be_asked_for_may_be_there(tmp_path: Path) -> None:
+    record, nar = needing("top", path("leaf"))
+    down = Failing(f"file://{tmp_path}", tmp_path)
+    async with office() as place:
+        hold(place.stores.setdefault("seed", MemoryStore()), record, nar)
+        await place.start("seed", "seed")
+        async with border(place, "seed", upstreams=(down,)) as me:
+            assert await me.narinfo(record) == 200
+            assert me.substituter.closures.walks == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, Role, load_config
+from gateway.config import Config, Role, UpstreamSettings, load_config
 from gateway.errors import ConfigError
 
 
@@ -74,7 +74,19 @@ def test_a_named_file_stands_alone(tmp_path: Path) -> None:
     named.write_text("upstreams = ['https://c.example/', 'https://c.example']\n")
     config = load_config("peer", {}, named, environ={}, system_file=system, root=True)
     assert config.priority == 20
-    assert config.upstreams == ("https://c.example",)
+    assert config.upstreams == (UpstreamSettings("https://c.example"),)
+
+
+def test_upstreams_with_a_priority_and_keys_of_their_own(tmp_path: Path) -> None:
+    tables = "[[upstreams]]\nurl = 'https://a/'\n[[upstreams]]\nurl = 'https://b'\npriority = 9\n"
+    config = load(tmp_path, text=tables + "keys = ['b-1:AAAA']\n")
+    assert config.upstreams == (
+        UpstreamSettings("https://a"), UpstreamSettings("https://b", 9, ("b-1:AAAA",))
+    )  # fmt: skip
+    mixed = "upstreams = ['https://a', {url = 'https://b', priority = 1}]"
+    assert load(tmp_path, text=mixed).upstreams[1] == UpstreamSettings("https://b", 1)
+    assert "unknown key 'uri'" in refusal(tmp_path, "upstreams = [{uri = 'https://a'}]")
+    assert "without 'url'" in refusal(tmp_path, "upstreams = [{priority = 1}]")
 
 
 def test_an_unknown_key_gets_a_suggestion(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import trio
 from chunker.record import PathRecord
 from gateway import delivery as delivery_module
 from gateway.delivery import FILLINGS_MAX, RATE_CHANGE_MIN, SHARED_BYTES_MIN, Deliveries
-from gateway.narinfo import nar_url
+from gateway.errors import UpstreamError
+from gateway.narinfo import Narinfo, nar_url
 from gateway.server import Response
 from gateway.signing import KeyRing
 from peer.growing import growing_id
@@ -157,13 +159,16 @@ async def test_no_200_before_our_own_download_has_a_byte(tmp_path: Path) -> None
         cache = Tap(tmp_path, record, nar)
         asked, answer = trio.Event(), trio.Event()
 
-        async def narinfo(store_hash: str) -> None:
+        @asynccontextmanager
+        async def silent(info: Narinfo) -> AsyncIterator[AsyncIterator[bytes]]:
             asked.set()
             await answer.wait()
+            raise UpstreamError("it does not have it after all")
+            yield
 
         async with floor(place, {"one": (cache,)}) as all_of:
             assert await all_of["one"].narinfo(record) == 200
-            cache.narinfo = narinfo  # type: ignore[method-assign]
+            cache.nar = silent  # type: ignore[method-assign]
             statuses: list[int] = []
 
             async def read() -> None:

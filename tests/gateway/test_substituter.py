@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +50,17 @@ class Border:
     """A node with a substituter in front of it."""
 
     def __init__(
-        self, node: Node, upstreams: tuple[FileCache, ...], publish: tuple[PublicKey, ...] = ()
+        self,
+        node: Node,
+        upstreams: tuple[FileCache, ...],
+        publish: tuple[PublicKey, ...] = (),
+        keys_of: Mapping[str, KeyRing] | None = None,
     ) -> None:
         self.node = node
         self.substituter = Substituter(
-            node.store, node.swarm, upstreams, KeyRing((KEY.public,)), KeyRing(publish), 20
-        )
+            node.store, node.swarm, upstreams, KeyRing((KEY.public,)), KeyRing(publish), 20,
+            keys_of=keys_of,
+        )  # fmt: skip
 
     async def get(self, target: str, range: str = "", method: str = "GET") -> Response:
         headers = {"range": range} if range else {}
@@ -85,10 +90,11 @@ async def border(
     *peers: str,
     upstreams: tuple[FileCache, ...] = (),
     publish: tuple[PublicKey, ...] = (),
+    keys_of: Mapping[str, KeyRing] | None = None,
 ) -> AsyncIterator[Border]:
-    found = Border(await place.start("me", "gateway", *peers), upstreams, publish)
+    found = Border(await place.start("me", "gateway", *peers), upstreams, publish, keys_of)
     async with trio.open_nursery() as nursery:
-        await nursery.start(found.substituter.deliveries.run)
+        await nursery.start(found.substituter.run)
         yield found
         nursery.cancel_scope.cancel()
 
@@ -366,6 +372,21 @@ async def test_a_fast_answer_that_nobody_trusted_signed_never_wins(tmp_path: Pat
         good = write_cache(tmp_path / "good", record, nar)
         async with border(place, upstreams=(fast, good)) as me:
             assert await me.narinfo(record) == 200
+
+
+async def test_keys_of_an_upstream_count_for_what_it_says_alone(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path", FOREIGN)
+        project = write_cache(tmp_path / "project", record, nar)
+        other = write_cache(tmp_path / "other", record, nar)
+        keys_of = {project.url: KeyRing((FOREIGN.public,))}
+        async with border(place, upstreams=(other,), keys_of=keys_of) as me:
+            assert await me.narinfo(record) == 404
+        place.network.cut(place.peer("me"))
+        place.network.restore(place.peer("me"))
+        async with border(place, upstreams=(other, project), keys_of=keys_of) as me:
+            assert await me.narinfo(record) == 200
+            assert await me.nar(record) == nar
 
 
 async def test_404_before_the_first_byte_when_it_cannot_be_finished(tmp_path: Path) -> None:

@@ -13,9 +13,13 @@ import pytest
 import trio
 import zstandard
 
+from gateway import handles as handles_module
+from gateway import pages as pages_module
 from gateway import upstream as upstream_module
 from gateway.errors import UpstreamError
 from gateway.narinfo import parse
+from gateway.redirects import is_public, is_safe_redirect
+from gateway.transfers import Transfers
 from gateway.upstream import FileCache, HttpCache, open_cache
 from tests.gateway.test_narinfo import ROOT
 
@@ -84,8 +88,18 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def cache(server: Server) -> Iterator[HttpCache]:
-    cache = HttpCache(server.url)
+async def transfers(nursery: trio.Nursery) -> Transfers:
+    transfers = Transfers()
+    await nursery.start(transfers.run)
+    return transfers
+
+
+@pytest.fixture(params=["thread", "transfers"])
+def cache(
+    server: Server, transfers: Transfers, request: pytest.FixtureRequest
+) -> Iterator[HttpCache]:
+    """Its narinfos in a thread of their own, or many at once; its NARs alike."""
+    cache = HttpCache(server.url, None, transfers if request.param == "transfers" else None)
     yield cache
     cache.close()
 
@@ -173,7 +187,7 @@ async def test_a_bad_nar(
 async def test_a_stalling_nar_is_given_up(
     server: Server, cache: HttpCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream_module, "STALL_SECONDS_MAX", 1)
+    monkeypatch.setattr(handles_module, "STALL_SECONDS_MAX", 1)
     server.pages["/nar/x.nar"] = (200, {"Content-Length": "300000", "X-Test": "stall"}, NAR[:10])
     with one_error() as caught:
         await read(cache)
@@ -246,21 +260,90 @@ async def test_redirects_to_other_schemes(server: Server, cache: HttpCache, targ
     ],
 )  # fmt: skip
 def test_which_redirects_are_safe(url: str, location: str, safe: bool) -> None:
-    assert upstream_module._is_safe_redirect(url, location) is safe
+    assert is_safe_redirect(url, location) is safe
 
 
+@pytest.mark.parametrize("target", ["/nar/x.nar", f"/{HASH}.narinfo"])
 async def test_a_public_upstream_may_not_redirect_to_a_private_address(
-    server: Server, cache: HttpCache, monkeypatch: pytest.MonkeyPatch
+    server: Server, cache: HttpCache, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     """127.0.0.1 plays the public upstream; localhost by another name is then private."""
-    server.pages["/nar/x.nar"] = (302, {"Location": f"{server.url}/secret"}, b"")
-    server.pages["/secret"] = (200, {"Connection": "close"}, NAR)
+    server.pages[target] = (302, {"Location": f"{server.url}/secret"}, b"")
+    server.pages["/secret"] = (200, {"Connection": "close"}, NAR if "nar/" in target else ROOT)
     answers = iter([True])
-    monkeypatch.setattr(upstream_module, "_is_public", lambda address: next(answers, False))
+    for module in (handles_module, pages_module, upstream_module):
+        monkeypatch.setattr(module, "is_public", lambda address: next(answers, False))
     with one_error() as caught:
-        await read(cache)
+        await (read(cache) if "nar/" in target else cache.narinfo(HASH))
     assert "private address" in str(caught.value)
-    assert server.seen == ["/nar/x.nar"]
+    assert server.seen == [target]
+
+
+async def test_narinfos_behind_redirects(server: Server, cache: HttpCache) -> None:
+    name = f"/{HASH}.narinfo"
+    server.pages[name] = (302, {"Location": "/moved"}, b"")
+    server.pages["/moved"] = (307, {"Location": "/again"}, b"")
+    server.pages["/again"] = (200, {}, ROOT)
+    assert await cache.narinfo(HASH) == parse(ROOT)
+    server.pages["/again"] = (404, {}, b"")
+    assert await cache.narinfo(HASH) is None
+    server.pages["/again"] = (302, {"Location": "/moved"}, b"")
+    with one_error() as caught:
+        await cache.narinfo(HASH)
+    assert "redirects" in str(caught.value)
+    server.pages[name] = (302, {"Location": "ftp://127.0.0.1/x"}, b"")
+    with one_error() as caught:
+        await cache.narinfo(HASH)
+    assert "not safe" in str(caught.value)
+
+
+async def test_many_narinfos_at_once_and_some_given_up(
+    server: Server, transfers: Transfers
+) -> None:
+    """More than may be asked at once, and one that nobody waits for any longer."""
+    names = [f"{number:032d}" for number in range(pages_module.PAGES_AT_ONCE_MAX + 40)]
+    server.pages[f"/{HASH}.narinfo"] = (200, {}, ROOT)
+    answers: list[object] = []
+    cache = HttpCache(server.url, None, transfers)
+
+    async def ask(name: str) -> None:
+        answers.append(await cache.narinfo(name))
+
+    async with trio.open_nursery() as asking:
+        for name in [*names, HASH]:
+            asking.start_soon(ask, name)
+    assert answers.count(None) == len(names) and parse(ROOT) in answers
+    server.pages[f"/{HASH}.narinfo"] = (200, {"Content-Length": "9", "X-Test": "stall"}, b"")
+    with trio.move_on_after(0.05) as scope:
+        await cache.narinfo(HASH)
+    assert scope.cancelled_caught
+    assert await cache.narinfo(names[0]) is None
+    cache.close()
+
+
+async def test_an_endless_narinfo_is_given_up(
+    server: Server, transfers: Transfers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages_module, "PAGE_SECONDS_MAX", 1)
+    endless = {"Content-Length": "99999999999", "X-Test": "endless"}
+    server.pages[f"/{HASH}.narinfo"] = (200, endless, b"")
+    cache = HttpCache(server.url, None, transfers)
+    with one_error() as caught:
+        await cache.narinfo(HASH)
+    assert "longer than" in str(caught.value)
+    cache.close()
+
+
+async def test_a_narinfo_that_never_comes_is_a_failure(
+    server: Server, transfers: Transfers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages_module, "PAGE_SECONDS_MAX", 1)
+    server.pages[f"/{HASH}.narinfo"] = (200, {"Content-Length": "9", "X-Test": "stall"}, b"")
+    cache = HttpCache(server.url, None, transfers)
+    with one_error() as caught:
+        await cache.narinfo(HASH)
+    assert "timed out" in str(caught.value)
+    cache.close()
 
 
 def test_which_addresses_are_public() -> None:
@@ -268,8 +351,8 @@ def test_which_addresses_are_public() -> None:
         "127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fe80::1", "fd00::1",
         "::ffff:127.0.0.1", "0.0.0.0", "100.64.0.1", "", "x",
     ]  # fmt: skip
-    assert not any(upstream_module._is_public(address) for address in private)
-    assert upstream_module._is_public("1.1.1.1") and upstream_module._is_public("2606:4700::1111")
+    assert not any(is_public(address) for address in private)
+    assert is_public("1.1.1.1") and is_public("2606:4700::1111")
 
 
 async def test_a_directory(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ async def floor(place: Office, upstreams: dict[str, tuple[FileCache, ...]]) -> A
             found.gateways[name] = Border(
                 await place.start(name, "gateway", *found.gateways), caches
             )
-            await nursery.start(found.deliveries(name).run)
+            await nursery.start(found.gateways[name].substituter.run)
         sharing = sum(bool(caches) for caches in upstreams.values())
         record = write_nothing()
         nodes = [gateway.node for gateway in found.gateways.values()]

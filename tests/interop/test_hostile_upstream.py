@@ -14,6 +14,7 @@ import gzip
 import lzma
 import re
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,12 +165,17 @@ def test_nix_gets_the_path_from_the_next_substituter(
 
 @pytest.mark.parametrize("name", [name for name in HARMS if HARMS[name].early])
 def test_nix_gets_the_path_from_the_next_upstream(
-    office: Office, hostile: Server, name: str
+    office: Office, hostile: Server, name: str, tmp_path: Path
 ) -> None:
     harm, path = HARMS[name], office.closure.largest
     set_up(office, hostile, harm)
-    honest = f"file://{office.closure.cache}"
-    gateway = office.gateway(more=("--upstream", hostile.url, "--upstream", honest))
+    settings = tmp_path / "config.toml"
+    honest = f"{{url = 'file://{office.closure.cache}', priority = 1}}"
+    settings.write_text(f"upstreams = ['{hostile.url}', {honest}]")
+    gateway = office.gateway(more=("--config", str(settings)))
+    # Both say that they have it before Nix asks, so that the hostile one is preferred.
+    urllib.request.urlopen(f"{gateway.url}/{path[11:43]}.narinfo").close()
+    assert hostile.asked.acquire(timeout=10)
     office.substitute("client", gateway.url, path=path)
     office.verify("client", path)
     assert sum(hostile.url in line for line in complaints(gateway)) == 1

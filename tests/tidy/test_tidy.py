@@ -33,7 +33,7 @@ VENDORS = {
     "ahocorasick_rs": {"chunker/references.py"},
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
     "httptools": {"gateway/server.py"},
-    "pycurl": {"gateway/upstream.py"},
+    "pycurl": {f"gateway/{name}.py" for name in ("upstream", "handles", "pages", "transfers")},
     "rich": {"gateway/terminal.py", "gateway/watching.py", "gateway/pool_view.py"},
     "tomlkit": {"gateway/setup.py"},
     "nacl": {"gateway/signing.py", "peer/identity.py"},
@@ -47,7 +47,8 @@ MACHINES = (
         "catalogue", "summary", "ahead", "messages", "fields", "wire", "identity", "yamux", "noise",
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
-       ("narinfo", "trust", "offer", "signing", "decompress", "completeness")]
+       ("narinfo", "trust", "offer", "signing", "decompress", "redirects", "lookup", "memory",
+        "completeness")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {
