@@ -16,14 +16,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import closure, core, growth, lookup, page, session, swarm
+from benchmarks import closure, core, growth, lookup, nine, page, session, swarm
 from benchmarks.debian import NoClosure
 from benchmarks.hosts import NoHosts
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 BENCHMARKS = {"core": core, "lookup": lookup, "session": session, "simulation": growth}
-WITH_OPTIONS = {"swarm": swarm, "closure": closure}
+WITH_OPTIONS = {"swarm": swarm, "closure": closure, "nine": nine}
 MEANING = {
     name: meaning
     for module in (*BENCHMARKS.values(), *WITH_OPTIONS.values())
@@ -74,6 +74,8 @@ def _measure(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
         return swarm.run(options)
     if options.name == "closure":
         return closure.run(options)
+    if options.name == "nine":
+        return nine.run(options)
     return options.name, dict(BENCHMARKS[options.name].run())
 
 

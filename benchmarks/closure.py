@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +93,12 @@ def run(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
         top = Path(directory)
         full = top / "full"
         fill_store(full, closure.cache, trust(closure))
-        with _scene(closure, top / "office", full, limited=True) as scene:
+        with scene_of(closure, top / "office", full) as scene:
             rounds = [
                 {way: walk(scene, way) for way in _turned(WAYS, number)}
                 for number in range(options.rounds)
             ]
-        with _scene(closure, top / "loopback", full, limited=False) as scene:
+        with scene_of(closure, top / "loopback", full, near=True) as scene:
             loopback = {way: walk(scene, way) for way in WAYS}
     return "closure", _figures(closure, rounds, loopback)
 
@@ -110,15 +110,13 @@ def _turned(ways: Sequence[str], number: int) -> Sequence[str]:
 
 
 @contextmanager
-def _scene(closure: debian.Kept, top: Path, full: Path, *, limited: bool) -> Iterator[Scene]:
+def scene_of(closure: debian.Kept, top: Path, full: Path, *, near: bool = False) -> Iterator[Scene]:
+    """`near`: all on one host."""
     top.mkdir()
-    if limited:
-        office = Link(OFFICE_BITS)
-        links = [Link(INTERNET_BITS, shared=True), office, office]
-    else:
-        links = [Link()]
+    office = Link(OFFICE_BITS)
+    links = [Link()] if near else [Link(INTERNET_BITS, shared=True), office, office]
     with hosts(links) as made:
-        origin, client, neighbour = made if limited else made * 3
+        origin, client, neighbour = made * 3 if near else made
         nginx = Nginx(origin, closure.cache, top / "nginx")
         try:
             yield Scene(closure, client, neighbour, nginx.url, full, top)
@@ -143,8 +141,14 @@ def walk(scene: Scene, way: str) -> Took:
 
 
 @contextmanager
-def gateways(scene: Scene, own: Path, neighbour: Path | None) -> Iterator[list[Program]]:
-    """The client's, and the neighbour's behind it; they have met."""
+def gateways(
+    scene: Scene,
+    own: Path,
+    neighbour: Path | None,
+    more: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[list[Program]]:
+    """The client's, and the neighbour's behind it; they have met. `more` options are for all."""
     places = [(scene.client, own)]
     if neighbour is not None:
         places.append((scene.neighbour, neighbour))
@@ -152,7 +156,7 @@ def gateways(scene: Scene, own: Path, neighbour: Path | None) -> Iterator[list[P
     for _, store in places:
         store.mkdir(mode=0o700, exist_ok=True)
         ids.append(load_or_create(store / "identity").peer_id)
-    words = ("gateway", *trust(scene.closure), "--upstream", scene.origin)
+    words = ("gateway", *trust(scene.closure), *more, "--upstream", scene.origin)
     with ExitStack() as stack:
         programs: list[Program] = []
         for number, (host, store) in reversed(list(enumerate(places))):
@@ -162,6 +166,7 @@ def gateways(scene: Scene, own: Path, neighbour: Path | None) -> Iterator[list[P
                  "--listen", f"{host.address}:0"],
                 store,
                 within=host.within,
+                environment=environment,
             )  # fmt: skip
             stack.callback(program.stop)
             programs.insert(0, program)
