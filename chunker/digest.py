@@ -22,6 +22,7 @@ Bytes = bytes | memoryview
 DIGEST_BYTES = 32
 STORE_HASH_CHARS = 32
 NIX32_ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
+_NIX32_PAIRS = [first + second for first in NIX32_ALPHABET for second in NIX32_ALPHABET]
 _NIX32_VALUES = {char: value for value, char in enumerate(NIX32_ALPHABET)}
 
 
@@ -37,7 +38,8 @@ def nix32_encode(data: bytes) -> str:
     """Nix's base32 (src/libutil/hash.cc, printHash32): least significant digit last, no padding."""
     number = int.from_bytes(data, "little")
     digits = (len(data) * 8 + 4) // 5
-    return "".join(NIX32_ALPHABET[(number >> (5 * n)) & 31] for n in range(digits - 1, -1, -1))
+    pairs = [_NIX32_PAIRS[(number >> (5 * n)) & 1023] for n in range(digits & ~1, -1, -2)]
+    return "".join(pairs)[2 * len(pairs) - digits :]
 
 
 def nix32_decode(text: str, size_bytes: int = DIGEST_BYTES) -> bytes:

@@ -62,15 +62,18 @@ class Lookups:
         admits: Admits,
         *,
         ask_peers: AskPeers | None = None,
+        has_peers: Callable[[], bool] = lambda: True,
         holds: Callable[[str], bool] = lambda store_hash: False,
         ranks: Mapping[str, int] | None = None,
     ) -> None:
-        """`holds`: whether a path is here and need not be looked up ahead. `ranks`: of upstreams by
-        URL, 0 where none is given; NARs are had from the lowest that has them."""
+        """`has_peers`: whether there is anybody to ask. `holds`: whether a path is here and need
+        not be looked up ahead. `ranks`: of upstreams by URL, 0 where none is given; NARs are had
+        from the lowest that has them."""
         self.refused = 0
         self._upstreams = {upstream.url: upstream for upstream in upstreams}
         self._admits = admits
         self._peers = ask_peers
+        self._has_peers = has_peers
         self._holds = holds
         self._ranks = ranks or {}
         self._memory = Memory()
@@ -110,8 +113,10 @@ class Lookups:
         running.levels = AHEAD_LEVELS
         self._begin_peers(running)
         if not running.settled.is_set():
-            with trio.fail_after(seconds):
+            with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
                 await running.settled.wait()
+            if scope.cancelled_caught:
+                raise trio.TooSlowError
         if not running.over.is_set():
             with trio.move_on_after(TRIAL_SECONDS_MAX):
                 await running.over.wait()
@@ -173,13 +178,15 @@ class Lookups:
 
     def _begin_peers(self, running: _Running) -> None:
         """Or find that there is nobody to ask."""
-        if self._peers is not None and not running.asks_peers and running.search.found is None:
+        known = running.asks_peers or running.search.found is not None
+        if self._peers is None or known or not self._has_peers():
+            self._heed(running)
+        else:
             assert self._nursery is not None
             running.asks_peers = True
             running.settled, running.over = trio.Event(), trio.Event()
             running.search.ask(PEERS)
             self._nursery.start_soon(self._ask_peers, running, self._peers)
-        self._heed(running)
 
     async def _ask(self, running: _Running, upstream: Upstream) -> None:
         search, failed = running.search, False

@@ -36,6 +36,7 @@ from .lookup import admitted_by
 from .lookups import Lookups
 from .memory import Known
 from .narinfo import parse_nar_url
+from .prefetch import Prefetch
 from .server import Request, Response, Unsatisfiable, parse_range
 from .signing import KeyRing
 from .trust import Admitted, admit
@@ -81,6 +82,7 @@ class Substituter:
             upstreams,
             self._admits,
             ask_peers=self._ask_peers,
+            has_peers=self._has_peers,
             holds=swarm.catalogue.holds,
             ranks=ranks,
         )
@@ -92,6 +94,7 @@ class Substituter:
         self._priority = priority
         self._refused_here = 0
         self.closures = Closures(self._find_part, self._has_upstream)
+        self._prefetch = Prefetch()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Owns the questions to upstreams and the downloads from them, until cancelled."""
@@ -117,6 +120,8 @@ class Substituter:
             self.served.missing += 1
             return _not_found()
         self.served.narinfos += 1
+        if known.holders:
+            self._prefetch.asked(trio.current_time(), known.admitted.record)
         return _text(200, known.text, "text/x-nix-narinfo")
 
     async def _nar(self, request: Request, store_hash: str, nar_hash: bytes) -> Response:
@@ -133,6 +138,7 @@ class Substituter:
         headers = [("Content-Type", "application/x-nix-nar"), ("Accept-Ranges", "bytes")]
         if request.method == "HEAD":
             return Response(200, tuple(headers), b"", size)
+        self._begin_next(store_hash)
         body = await self.deliveries.open(admitted, ranged=span is not None)
         if body is None:
             self._lookups.forget(store_hash)
@@ -144,6 +150,16 @@ class Substituter:
         self.served.nar_bytes += end - start
         status = 200 if span is None else 206
         return Response(status, tuple(headers), body(start, end), end - start)
+
+    def _begin_next(self, store_hash: str) -> None:
+        """What Nix asks for after this NAR, from upstreams; peers may have it nearer."""
+        begun = self._prefetch.requested(trio.current_time(), store_hash)
+        for record in () if self._has_peers() else begun:
+            if self._store.record(record.store_hash) is None:
+                self.deliveries.fill(record)
+
+    def _has_peers(self) -> bool:
+        return bool(self._swarm.sessions_open() or self._swarm.dialling.undecided)
 
     async def look_up(self, store_hash: str) -> Known | None:
         """The record that a trusted key signed, from here, from peers or from an upstream."""

@@ -19,6 +19,7 @@ HOST_CONNECTIONS_MAX = 8
 """Of HTTP/1.1, which carries one question at a time; HTTP/2 makes as many as its streams need."""
 STREAMS_MAX = 256
 CONNECTIONS_KEPT_MAX = 64
+_AT_ONCE = float("-inf")
 _SELECT = {pycurl.POLL_IN: pycurl.CSELECT_IN, pycurl.POLL_OUT: pycurl.CSELECT_OUT}
 
 
@@ -85,8 +86,10 @@ class Transfers:
                 scope.cancel()
 
     def _timer(self, milliseconds: int) -> None:
-        self._due = float("inf")
-        if milliseconds >= 0:
+        if milliseconds == 0 and self._due == _AT_ONCE:
+            return  # said for every transfer that is added
+        self._due = _AT_ONCE if milliseconds == 0 else float("inf")
+        if milliseconds > 0:
             self._due = trio.current_time() + milliseconds / 1000
         if self._sleeping is not None:
             self._sleeping.deadline = self._due

@@ -48,7 +48,7 @@ MACHINES = (
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "offer", "signing", "decompress", "redirects", "lookup", "memory",
-        "completeness")]
+        "prefetch", "completeness")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {
