@@ -16,13 +16,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import core, growth, lookup, page, session, swarm
+from benchmarks import closure, core, growth, lookup, nine, page, session, swarm
+from benchmarks.debian import NoClosure
 from benchmarks.hosts import NoHosts
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 BENCHMARKS = {"core": core, "lookup": lookup, "session": session, "simulation": growth}
-MEANING = {**core.MEANING, **lookup.MEANING, **session.MEANING, **swarm.MEANING, **growth.MEANING}
+WITH_OPTIONS = {"swarm": swarm, "closure": closure, "nine": nine}
+MEANING = {
+    name: meaning
+    for module in (*BENCHMARKS.values(), *WITH_OPTIONS.values())
+    for name, meaning in module.MEANING.items()
+}
 STOPPED_EXIT = 128 + signal.SIGTERM
 
 
@@ -38,7 +44,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED_EXIT))
     try:
         name, figures = _measure(options)
-    except NoHosts as error:
+    except (NoHosts, NoClosure) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     _write(name, figures)
@@ -53,12 +59,12 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name in (*BENCHMARKS, "swarm"):
-        one = names.add_parser(name, description={**BENCHMARKS, "swarm": swarm}[name].__doc__,
+    for name, module in (*BENCHMARKS.items(), *WITH_OPTIONS.items()):
+        one = names.add_parser(name, description=module.__doc__,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         one.add_argument("--json", action="store_true", help="one object on stdout")
-        if name == "swarm":
-            swarm.add_options(one)
+        if name in WITH_OPTIONS:
+            WITH_OPTIONS[name].add_options(one)
     names.add_parser("table", help="write the page and the plot")
     return parser
 
@@ -66,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(options: argparse.Namespace) -> tuple[str, dict[str, object]]:
     if options.name == "swarm":
         return swarm.run(options)
+    if options.name == "closure":
+        return closure.run(options)
+    if options.name == "nine":
+        return nine.run(options)
     return options.name, dict(BENCHMARKS[options.name].run())
 
 

@@ -100,7 +100,7 @@ class Members:
 
     def cpu_seconds(self) -> float:
         """User and system time of all gateways that run."""
-        return sum(_cpu_seconds(program.process.pid) for program in self._running())
+        return sum(cpu_seconds(program.process.pid) for program in self._running())
 
     def peak_megabytes(self) -> float:
         """The largest resident set that any of them had."""
@@ -144,7 +144,7 @@ def fill_store(store: Path, cache: Path, words: Sequence[str]) -> None:
     Program.start(["seed", cache.as_uri(), *words], store).stop()
 
 
-def _cpu_seconds(process: int) -> float:
+def cpu_seconds(process: int) -> float:
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -31,6 +31,9 @@ from .upstream import Upstream
 
 log = logging.getLogger(__name__)
 
+AHEAD_BYTES, AHEAD_BLOCKS_MAX = 1024 * 1024, 32
+"""Read from the store at once for one reader."""
+
 
 class Filling:
     """`run` once, in a task of its own; `block` from any number of readers."""
@@ -84,7 +87,7 @@ class Filling:
                     log.warning("%s failed on %s: %s", upstream.url, self.record.store_path, error)
         finally:
             self._over = True
-            if self.growing.state is Growth.GROWING:
+            if self.growing.state is Growth.GROWING or self.store_failed:
                 self.growing.state = Growth.FAILED
             self._grew(self.growing)
             self._changed()
@@ -104,13 +107,24 @@ class Filling:
             await self._change.wait()
         return self._ingest.blocks[index]
 
-    async def piece(self, index: int, offset: int) -> Bytes:
-        """The bytes of the NAR that block `index`, which begins at `offset`, stands for."""
-        wanted = await self.block(index)
-        rewrites = self._ingest.rewrites
+    async def pieces(self, index: int, offset: int) -> list[Bytes]:
+        """The bytes of the NAR that block `index`, which begins at `offset`, and those after it
+        that are here stand for: in one go, since a hop to a thread costs as much as a block."""
+        await self.block(index)
+        ingest = self._ingest
+        wanted = ingest.blocks[index : index + AHEAD_BLOCKS_MAX]
+        lengths = ingest.lengths[index : index + len(wanted)]
 
-        def read() -> Bytes:
-            return restore(self._store.get(wanted).data, offset, rewrites, self.record.needles)
+        def read() -> list[Bytes]:
+            found: list[Bytes] = []
+            size = 0
+            for block, length in zip(wanted, lengths, strict=True):
+                data = self._store.get(block).data
+                found.append(restore(data, offset + size, ingest.rewrites, self.record.needles))
+                size += length
+                if size >= AHEAD_BYTES:
+                    break
+            return found
 
         return await trio.to_thread.run_sync(read)
 
@@ -129,17 +143,17 @@ class Filling:
                 await trio.to_thread.run_sync(ingest.feed, data)
                 self._ingest, self._started = ingest, True
                 self._show(ingest)
-            await trio.to_thread.run_sync(self._finish, ingest)
+            self.manifest = await trio.to_thread.run_sync(self._finish, ingest)
         self._ingest, self._started = ingest, True
         self.seconds = trio.current_time() - began
-        self._show(ingest)
+        self._show(ingest)  # whoever waits for the last block need not wait for the disk
+        await trio.to_thread.run_sync(self._store.flush)
         return True
 
-    def _finish(self, ingest: Ingest) -> None:
+    def _finish(self, ingest: Ingest) -> ManifestId:
         name, manifest = ingest.finish(self.record.nar_hash, self.record.nar_size)
         self._prove(self.record, manifest)
-        self.manifest = name
-        self._store.flush()
+        return name
 
     def _show(self, ingest: Ingest) -> None:
         """To those who read here and those who follow. A second upstream's blocks count from where

@@ -49,7 +49,8 @@ AskPeers = Callable[[str, Callable[[PathRecord], bool]], Awaitable[None]]
 class _Running:
     def __init__(self, search: Search, levels: int) -> None:
         self.search = search
-        self.settled, self.over = trio.Event(), trio.Event()
+        self.settled, self.over, self.ended = trio.Event(), trio.Event(), trio.Event()
+        """Something is found or will not be; nothing more is awaited; all have said something."""
         self.levels = levels
         """How many levels of references to look up once it is found."""
         self.asks_upstreams = self.asks_peers = False
@@ -126,6 +127,20 @@ class Lookups:
             with trio.move_on_after(TRIAL_SECONDS_MAX):
                 await running.over.wait()
         return self._memory.known(store_hash)
+
+    def is_absent(self, store_hash: str) -> bool:
+        """Every source said no, lately."""
+        return self._memory.is_absent(trio.current_time(), store_hash)
+
+    async def has_upstream(self, store_hash: str, seconds: float) -> bool:
+        """Whether an upstream said that it has what was looked up; one that is asked is waited
+        for."""
+        running = self._searches.get(store_hash)
+        if running is not None:
+            with trio.move_on_after(seconds):
+                await running.ended.wait()
+        known = self._memory.known(store_hash)
+        return known is not None and bool(known.holders)
 
     async def record(self, store_hash: str) -> PathRecord | None:
         """For `Office.look_up`. None where no upstream has it, or none says so in time."""
@@ -232,6 +247,8 @@ class Lookups:
         search = running.search
         if search.is_settled:
             running.settled.set()
+        if search.is_over:
+            running.ended.set()
         if not search.is_over or (running.over.is_set() and search.found is None):
             return
         running.over.set()

@@ -83,16 +83,20 @@ class Source(Protocol):
 class FilledSource:
     def __init__(self, filling: Filling) -> None:
         self._filling = filling
+        self._ahead: dict[int, Bytes] = {}
 
     @property
     def manifest(self) -> ManifestId | None:
         return self._filling.growing.id if self._filling.attempts <= 1 else None
 
     async def piece(self, index: int, offset: int) -> Bytes:
-        try:
-            return await self._filling.piece(index, offset)
-        except (UpstreamError, BlockMissing, BlockCorrupt) as error:
-            raise SourceLost(str(error)) from error
+        if index not in self._ahead:
+            try:
+                pieces = await self._filling.pieces(index, offset)
+            except (UpstreamError, BlockMissing, BlockCorrupt) as error:
+                raise SourceLost(str(error)) from error
+            self._ahead = dict(enumerate(pieces, index))
+        return self._ahead.pop(index)
 
     async def verified(self, first: int) -> ManifestId | None:
         return None  # it checks itself

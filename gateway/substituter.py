@@ -3,7 +3,8 @@
 | asked                      | answer                                                             |
 |----------------------------|--------------------------------------------------------------------|
 | /nix-cache-info            | always                                                             |
-| /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404             |
+| /<store hash>.narinfo      | the narinfo rebuilt from an Admitted record, else 404; also where  |
+|                            | only peers have it and a part of its closure is nowhere            |
 | /nar/<hash>-<narhash>.nar  | the NAR, whole or a range, else 404 before the first byte           |
 | .ls, log/, realisations/   | see gateway.besides                                                |
 | anything else              | 404                                                                |
@@ -18,6 +19,7 @@ an hour).
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,11 +28,13 @@ from dataclasses import dataclass
 import trio
 
 from chunker.digest import NarHash
-from chunker.record import PathRecord
+from chunker.record import PathRecord, store_hash
 from chunker.store import BlockStore
 from peer.swarm import Swarm
 
 from .besides import Besides
+from .closures import Closures
+from .completeness import Answer, Held, Word
 from .conditional import holds, nar_tag, not_modified, range_of, tagged
 from .delivery import Deliveries
 from .errors import NotTrusted
@@ -105,6 +109,7 @@ class Substituter:
         self._saw = saw
         self._priority = priority
         self._refused_here = 0
+        self.closures = Closures(self._find_part, self._has_upstream)
         self._prefetch = Prefetch()
         self._besides = Besides(store, upstreams, policy.keys, self.deliveries, self.look_up)
 
@@ -128,7 +133,7 @@ class Substituter:
     async def _narinfo(self, store_hash: str) -> Response:
         self.asked.append(store_hash)
         known = await self.look_up(store_hash)
-        if known is None:
+        if known is None or not await self._has_closure(known):
             self.served.missing += 1
             return _not_found()
         self.served.narinfos += 1
@@ -237,6 +242,37 @@ class Substituter:
         if not any([offer(record) for _, record in offers]):
             for _, record in await questions.please(store_hash, PEER_SECONDS_MAX, []):
                 offer(record)
+
+    # -- whether the closure of what only peers have can be had ---------------------------------
+
+    async def _has_closure(self, known: Known) -> bool:
+        record = known.admitted.record
+        if known.holders or self._store.record(record.store_hash) is not None:
+            return True
+        return await self.closures.may_serve(record)
+
+    async def _find_part(self, store_path: str) -> Answer:
+        if _is_in_nix_store(store_path):
+            return Word.WHOLE
+        wanted = store_hash(store_path)
+        held = self._store.record(wanted)
+        if held is not None:
+            return Held(held.references)
+        try:
+            known = await self._lookups.look_up(wanted, LOOKUP_SECONDS_MAX)
+        except trio.TooSlowError:
+            return Word.UNDECIDED
+        if known is not None:
+            return Word.WHOLE if known.holders else Held(known.admitted.record.references)
+        return Word.NOWHERE if self._lookups.is_absent(wanted) else Word.UNDECIDED
+
+    async def _has_upstream(self, wanted: str) -> bool:
+        return await self._lookups.has_upstream(wanted, LOOKUP_SECONDS_MAX)
+
+
+def _is_in_nix_store(store_path: str) -> bool:
+    """Then it is most likely valid, with its closure; that it is not is at least not known."""
+    return os.path.lexists(store_path)
 
 
 def _text(status: int, body: bytes, kind: str) -> Response:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
 
 from chunker.digest import Bytes, ManifestId, NarHash
+from chunker.errors import StoreFull
 from chunker.record import PathRecord
 from chunker.store import MemoryStore
 from gateway.delivery import Deliveries
+from gateway.filling import Filling
 from gateway.pump import BodyBroken
 from gateway.signing import KeyRing
-from gateway.sources import FetchedSource, SourcedBody, SourceLost, Tried
+from gateway.sources import FetchedSource, FilledSource, SourcedBody, SourceLost, Tried
 from peer.errors import NotHere
 from peer.fetch import Fetch
-from tests.gateway.test_substituter import KEY, border, signed_path
+from peer.growing import Growing
+from peer.identity import Identity
+from peer.messages import Growth
+from tests.gateway.test_substituter import KEY, border, signed_path, write_cache
 from tests.peer.office import Office, office
 from tests.peer.owner import Owner, follow, members
 from tests.peer.test_swarm import lie_about
@@ -223,3 +229,29 @@ async def test_a_whole_manifest_too_is_checked_alone_if_it_took_over() -> None:
             assert me.node.swarm.questions.is_blamed(place.peer("liar"), fetch.id)
             await source.leave()
             assert me.node.swarm.fetches == {}
+
+
+class FullStore(MemoryStore):
+    """Takes blocks and cannot make them durable."""
+
+    def flush(self) -> None:
+        raise StoreFull("no room left for the store")
+
+
+async def test_what_the_disk_did_not_take_is_offered_to_nobody(tmp_path: Path) -> None:
+    """A reader is not behind the disk, so it has the whole; others are told that it failed."""
+    record, nar = signed_path("path", size=3_000_000)
+    cache = write_cache(tmp_path, record, nar)
+    growing = Growing(record, Identity(bytes(32)).peer_id)
+    filling = Filling(FullStore(), record, (cache,), growing, lambda _: None)
+    completed: list[Filling] = []
+    source, got = FilledSource(filling), bytearray()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(filling.run, completed.append)
+        index = 0
+        while len(got) < len(nar):
+            got += await source.piece(index, len(got))
+            index += 1
+    right = got == nar
+    assert right and filling.store_failed and not completed
+    assert growing.state is Growth.FAILED

@@ -421,7 +421,7 @@ async def test_strangers_are_asked_only_for_what_a_publish_key_signed(tmp_path: 
             assert await me.narinfo(record) == 200
             assert await me.nar(record) == nar
             assert asked == []
-            assert me.substituter.deliveries.upstream_bytes == len(nar)
+            await until(lambda: me.substituter.deliveries.upstream_bytes == len(nar))
         place.stores.pop("me")
         place.network.cut(place.peer("me"))
         place.network.restore(place.peer("me"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,14 +168,15 @@ def test_what_nix_made_is_not_touched(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_an_untrusted_user_is_told_what_to_do(tmp_path: Path, nix: Nix) -> None:
+def test_an_untrusted_user_is_told_what_to_do(request: pytest.FixtureRequest, nix: Nix) -> None:
     """And a real daemon does ignore them, until the advice is taken."""
-    shared = Path(tmp_path.parent.parent)
-    for directory in (shared, tmp_path.parent, tmp_path):
+    # Not below tmp_path, which is root's own, and made so again by every other run of the tests.
+    top = Path(tempfile.mkdtemp(prefix="narswarm-nobody-"))
+    request.addfinalizer(lambda: shutil.rmtree(top))
+    home, system = top / "home", top / "home" / "system"
+    system.mkdir(parents=True)
+    for directory in (top, home, system):
         directory.chmod(0o755)
-    home, system = tmp_path / "home", tmp_path / "home" / "system"
-    for directory in (home, system):
-        directory.mkdir()
     os.chown(home, NOBODY, NOBODY)
     base = "experimental-features = nix-command\nbuild-users-group =\nsubstituters =\n"
     conf = system / "nix.conf"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,13 +30,23 @@ class Office:
     def knows(self, *names: str) -> list[str]:
         return [word for name in names for word in ("--peer", self.peer_id(name))]
 
-    def start(self, name: str, *words: str, module: str = "gateway.cli") -> Program:
+    def start(
+        self,
+        name: str,
+        *words: str,
+        module: str = "gateway.cli",
+        environment: Mapping[str, str] | None = None,
+    ) -> Program:
         root = str(Path(__file__).parents[2])
         program = Program.start(
             [*words, *self.trust],
             self.top / name,
             module=module,
-            environment={"PYTHONPATH": root, "HOME": os.environ.get("HOME", "/")},
+            environment={
+                "PYTHONPATH": root,
+                "HOME": os.environ.get("HOME", "/"),
+                **(environment or {}),
+            },
         )
         self.programs.append(program)
         return program

@@ -53,7 +53,8 @@ MACHINES = (
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "policy", "alarms", "content_address", "candidates", "proofs", "offer",
-        "signing", "decompress", "redirects", "lookup", "memory", "prefetch", "requests")]
+        "signing", "decompress", "redirects", "lookup", "memory", "prefetch", "requests",
+        "completeness")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {

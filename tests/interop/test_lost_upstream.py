@@ -1,0 +1,80 @@
+"""An upstream's process is killed in the middle of a NAR, and Nix does not notice: another upstream
+has the bytes, or a peer that came meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gateway.program import Program
+from tests.interop.conftest import Office
+
+
+class Dying:
+    """The process, and what it says."""
+
+    def __init__(self, directory: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.interop.dying", str(directory)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.url = self._line()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def await_middle(self) -> None:
+        assert self._line() == "held"
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+@pytest.fixture
+def dying(office: Office) -> Iterator[Dying]:
+    dying = Dying(office.closure.cache)
+    yield dying
+    dying.kill()
+
+
+def gateway(office: Office, *upstreams: tuple[str, int]) -> Program:
+    """It knows the peer, which is not there yet."""
+    tables = "".join(f'[[upstreams]]\nurl = "{url}"\npriority = {n}\n' for url, n in upstreams)
+    file = office.top / "config.toml"
+    file.write_text(tables)
+    return office.start("gateway", "gateway", "--config", str(file), *office.knows("peer"))
+
+
+@pytest.mark.parametrize("other", ["upstream", "peer"])
+def test_nix_does_not_notice_that_an_upstream_is_killed(
+    office: Office, dying: Dying, other: str
+) -> None:
+    second = [(f"file://{office.closure.cache}", 1)] if other == "upstream" else []
+    if other == "peer":
+        office.seed("peer").stop()  # its store is full now
+    program = gateway(office, (dying.url, 0), *second)
+    with ThreadPoolExecutor(1) as pool:
+        realised = pool.submit(office.substitute, "client", program.url)
+        dying.await_middle()
+        if other == "peer":
+            office.gateway(program, name="peer")
+            program.await_peers(1)
+        dying.kill()
+        said = realised.result()
+    office.verify("client")
+    assert "error" not in said and "retrying" not in said, said
+    served = program.status()["served"]
+    assert isinstance(served, dict)
+    assert served["nars"] == len(office.closure.infos), "each NAR in one answer, none continued"
+    log = program.log.read_text()
+    assert f"{dying.url} failed on" in log
+    assert "cut a connection" not in log and "Traceback" not in log
