@@ -77,6 +77,7 @@ async def test_a_question_alone_fetches_nothing(tmp_path: Path) -> None:
             assert me.substituter.deliveries.running() == ()
             assert await me.nar(library) == nar
             await until(lambda: me.node.store.record(program.store_hash) is not None)
+            await until(lambda: me.substituter.deliveries.running() == ())
             assert me.substituter.deliveries.upstream_bytes == len(nar) + len(other)
             assert await me.nar(program) == other
             assert me.substituter.deliveries.upstream_bytes == len(nar) + len(other)
