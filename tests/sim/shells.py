@@ -20,6 +20,7 @@ from typing import Any, cast
 import trio
 import trio.testing
 
+from chunker.digest import ManifestId
 from chunker.ingest import Ingest
 from chunker.record import PathRecord
 from gateway.delivery import Body, Deliveries
@@ -167,7 +168,7 @@ class Machine:
         def fill(record: PathRecord) -> Filling | None:
             filling = real(record)
             if filling is not None:
-                filling._finish = lambda ingest: _pretend(filling, ingest)  # type: ignore
+                filling._finish = _pretend  # type: ignore
             return filling
 
         self.deliveries.fill = fill  # type: ignore[method-assign]
@@ -191,8 +192,8 @@ class Machine:
             raise Leak(f"{self.name} has {', '.join(leaks)} left")
 
 
-def _pretend(filling: Filling, ingest: Ingest) -> None:
-    filling.manifest, _ = ingest.finish_unchecked()
+def _pretend(ingest: Ingest) -> ManifestId:
+    return ingest.finish_unchecked()[0]
 
 
 async def _bytes_of(body: Body, size: int) -> AsyncGenerator[bytes, None]:
