@@ -9,7 +9,6 @@ sends. Contents are random, blocks raw, so nothing but moving and hashing is mea
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import subprocess
@@ -24,6 +23,7 @@ from chunker.block import Block, Codec, Encoded
 from chunker.ingest import Ingest
 from chunker.record import PathRecord, needles_of
 from chunker.store import MemoryStore
+from gateway.run import collect_seldom
 from peer.catalogue import Catalogue
 from peer.fetch import Fetch
 from peer.identity import Address, Identity, parse_address
@@ -175,6 +175,6 @@ async def receive(port: str) -> None:
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    gc.freeze()  # as gateway/run.py does
+    collect_seldom()  # as the gateway does
     role, *words = sys.argv[1:]
     trio.run({"serve": serve, "fetch": fetch, "send": send, "receive": receive}[role], *words)

@@ -85,6 +85,18 @@ async def test_two_builders_from_two_places(tmp_path: Path, vouching_first: bool
             assert right and caches[0].nars == 0  # type: ignore[attr-defined]
 
 
+async def test_who_only_vouches_is_asked_for_no_nar_where_the_others_fail(tmp_path: Path) -> None:
+    async with office() as place:
+        record, nar = signed_path("path")
+        cache = write_cache(tmp_path / "a", record, nar)
+        for file in (tmp_path / "a" / "nar").iterdir():
+            file.unlink()
+        vouching = signatures_of(tmp_path / "b", record)
+        async with border(place, upstreams=(cache, vouching), policy=BOTH) as me:
+            assert (await me.get(f"/{nar_url(record)}")).status == 404
+            assert vouching.nars == 0
+
+
 async def test_one_of_two_builders_is_not_enough(tmp_path: Path) -> None:
     async with office() as place:
         record, nar = signed_path("path")
@@ -280,6 +292,15 @@ async def test_after_a_lie_the_true_one_is_served(tmp_path: Path) -> None:
         assert await me.nar(record) == nar
         assert proofs.is_disproved(now + 1, false)
         assert not proofs.is_disproved(now + DISPROVED_SECONDS, false)
+
+
+async def test_what_was_disproved_is_not_believed_again(tmp_path: Path) -> None:
+    record, _, wrong = lie("fixed:sha256", "file")
+    false = lying(record, wrong)
+    cache = write_cache(tmp_path, false, wrong)
+    async with office() as place, border(place, upstreams=(cache,), policy=NOBODY) as me:
+        me.substituter.deliveries.proofs.disproved(trio.current_time(), false)
+        assert await me.narinfo(false) == 404
 
 
 async def test_a_signature_is_enough_without_the_content(tmp_path: Path) -> None:
