@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,14 @@ def online(program: Program) -> list[str]:
     pools = program.status()["pools"]
     assert isinstance(pools, list)
     return [peer for pool in pools for peer in pool["online"]]
+
+
+def is_served(gateway: Program, store_path: str) -> bool:
+    try:
+        url = f"{gateway.url}/{store_path[11:43]}.narinfo"
+        return bool(urllib.request.urlopen(url, timeout=SECONDS_MAX).status == 200)
+    except urllib.error.HTTPError:
+        return False
 
 
 def test_an_office_is_made_used_and_left(office: Office) -> None:
@@ -135,4 +145,6 @@ def test_a_seed_that_joined_before_it_ran_is_found(office: Office) -> None:
     office.seed("ci")
     eventually(lambda: office.peer_id("ci") in online(first))
     first.await_peers(1)
+    # They met while the seed still took paths in: it tells of the last ones a moment later.
+    eventually(lambda: is_served(first, office.closure.root))
     assert office.copy("first", first.url)
