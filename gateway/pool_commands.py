@@ -98,8 +98,8 @@ def pool_invite(options: argparse.Namespace) -> int:
         held.description.pool, addresses[0].peer, token, tuple(addresses[:ADDRESSES_PER_CODE_MAX])
     )
     if all(_is_loopback(address) for address in addresses):
-        print(f"warning: only this machine reaches this {options.role}; restart it, for now it "
-              "has a pool and will listen for others", file=sys.stderr)  # fmt: skip
+        print(f"warning: only this machine reaches this {options.role}; restart it: it "
+              "has a pool since, and will listen for others", file=sys.stderr)  # fmt: skip
     print(f"Good once, for {TOKEN_SECONDS // 3600} hours; whoever has it can come in. "
           "On the other machine:", file=sys.stderr)  # fmt: skip
     print(f"narswarm pool join {code.text}")
