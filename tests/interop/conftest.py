@@ -67,9 +67,13 @@ class Office:
         program.await_peers(len(peers))
         return program
 
-    def substitute(self, name: str, *urls: str, path: str = "", check: bool = True) -> str:
-        """`nix-store --realise` of the closure into a fresh store; what Nix said on stderr."""
+    def substitute(
+        self, name: str, *urls: str, path: str = "", check: bool = True, more: str = ""
+    ) -> str:
+        """`nix-store --realise` of the closure into a fresh store, with `more` settings; what Nix
+        said on stderr."""
         settings = f"substituters = {' '.join(urls)}\ntrusted-public-keys = {self.closure.public}"
+        settings += f"\n{more}"
         done = self.nix.run(
             "nix-store", "--store", str(self.top / f"root-{name}"),
             "--realise", path or self.closure.root,

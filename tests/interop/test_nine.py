@@ -22,7 +22,8 @@ def test_nix_gets_its_closure_from_the_one_good_upstream_among_nine(
             "gateway", "gateway", *bad.options, *cache.upstream("good"),
             environment=bad.environment,
         )  # fmt: skip
-        office.substitute("client", gateway.url)
+        # One NAR at a time, as Nix before 2.14: what is under way already counts nowhere.
+        office.substitute("client", gateway.url, more="max-substitution-jobs = 1")
         office.verify("client")
         asked = bad.asked
         assert asked["private"] == 0
