@@ -125,8 +125,7 @@ class Answering:
                 except trio.WouldBlock:
                     await self._writing.acquire()
                 try:
-                    for part in parts:
-                        await self._stream.send_all(part)
+                    await self._stream.send_all(*parts)
                 finally:
                     self._writing.release()
 

@@ -33,7 +33,8 @@ from chunker.digest import Bytes
 from .acquaintances import CONNECTIONS_MAX
 from .errors import CannotListen, SessionClosed, Unreachable
 from .identity import Address, Identity, PeerId
-from .sessions import FastMuxers, FastStream
+from .muxers import FastMuxers
+from .sessions import FastStream
 from .transport import DIAL_SECONDS_MAX, PROTOCOL, Handler, Stream
 
 log = logging.getLogger(__name__)
@@ -199,11 +200,12 @@ class _Stream:
         except Exception as error:
             raise SessionClosed(f"the stream of {self.peer} broke: {error}") from error
 
-    async def send_all(self, data: Bytes) -> None:
+    async def send_all(self, *parts: Bytes) -> None:
         try:
             if self._fast is not None:
-                await self._fast.write(data)
+                await self._fast.write(*parts)
                 return
+            data = b"".join(parts)
             for at in range(0, len(data), WRITE_BYTES):
                 await self._stream.write(bytes(data[at : at + WRITE_BYTES]))
         except Exception as error:

@@ -1,12 +1,10 @@
-"""Fast sessions: our Noise and Yamux in the place of libp2p's, for plain TCP connections.
+"""Fast sessions: the shell of our Noise and Yamux on a plain TCP connection (`muxers` says where).
 
-    libp2p: TCP --multistream, Noise handshake, multistream--> SecureSession
-    here:   its socket, keys and counters --> FastConnection (many messages per read and write)
+    socket --> noise.Opener --> yamux.Yamux --> streams' readers
+    streams' writers --> yamux.Yamux --> noise.Sealer --> socket
 
-The wire is the same, so peers with stock layers do not notice (tests/contract/test_sessions.py and
-test_js.py). Stock py-libp2p carries 112 MB/s on a core, these several times as much; decision 5 has
-the figures. What is not a TCP connection secured by Noise (a relay, a private network, a release of
-libp2p with another inside) gets the stock Yamux.
+Many messages go through each step at once: passes through trio's loop, calls and system calls cost
+more than ciphers where they are made for each message. Decision 5 has the figures.
 """
 
 from __future__ import annotations
@@ -19,30 +17,21 @@ from typing import Any
 import trio
 from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
 from libp2p.connection_types import ConnectionType
-from libp2p.io.trio import TrioTCPStream
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
-from libp2p.security.noise.io import NoiseTransportReadWriter
-from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
     MuxedStreamClosed,
     MuxedStreamEOF,
     MuxedStreamReset,
 )
-from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux as StockYamux
 from multiaddr import Multiaddr
+
+from chunker.digest import Bytes
 
 from . import noise
 from .yamux import (
-    CONTROL_BYTES_MAX,
-    FRAME_BYTES_MAX,
     GO_AWAY_NORMAL,
     GO_AWAY_PROTOCOL_ERROR,
-    HEADER,
-    OUTGOING_BYTES_MAX,
     Yamux,
     YamuxError,
     YamuxStream,
@@ -51,54 +40,20 @@ from .yamux import (
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1024 * 1024
-SEND_BYTES_MAX = OUTGOING_BYTES_MAX + FRAME_BYTES_MAX + CONTROL_BYTES_MAX + 2 * HEADER.size
 TICK_SECONDS = 5.0
-UNSENT_BYTES = 256 * 1024
-"""In the kernel; more waits here, where its order can still change."""
+UNSENT_BYTES_MIN = 256 * 1024
+UNSENT_BYTES_MAX = 4 * 1024 * 1024
+UNSENT_SECONDS = 0.01
+"""In the kernel; more waits here, where its order can still change. As much as the line carries in
+that time: on a fast one, being woken for less costs more than ciphers."""
+RATED_BYTES_MIN = 256 * 1024
+"""What is said of the line by less is chance."""
 CLOSE_SECONDS_MAX = 1.0
 DRAIN_SECONDS_MAX = 1.0
 READ_BYTES = 64 * 1024
 ARRIVED_MAX = 256
 """Streams that the peer opened and libp2p did not take yet. More come only from a peer that opens
 and resets them at once: those count no more among its open ones, and each costs a task."""
-
-
-class FastMuxers(MuxerMultistream):
-    """Chooses the muxer as libp2p does, and makes it a fast one where it can."""
-
-    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        protocol, muxer = await self._selector.select(
-            conn, conn.is_initiator, self.negotiate_timeout
-        )
-        muxed: Any
-        if protocol != YAMUX_ID:
-            muxed = muxer(conn, peer_id)
-        elif (inside := _tcp_and_ciphers(conn)) is not None:
-            muxed = FastConnection(conn, peer_id, *inside)
-        else:
-            muxed = StockYamux(conn, peer_id, is_initiator=conn.is_initiator)
-        return self._annotate_connection(muxed, conn, protocol)
-
-
-def _tcp_and_ciphers(
-    conn: Any,
-) -> tuple[trio.SocketStream, noise.Sealer, noise.Opener, bytes] | None:
-    """The inside of a session that is Noise over TCP, with what it had read ahead; else None."""
-    if type(conn) is not SecureSession or type(conn.conn) is not NoiseTransportReadWriter:
-        return None
-    raw = conn.conn.read_writer.read_write_closer
-    if type(raw) is not RawConnection or type(raw.stream) is not TrioTCPStream:
-        return None
-    try:
-        protocol: Any = conn.conn.noise_state.noise_protocol
-        ours, theirs = protocol.cipher_state_encrypt, protocol.cipher_state_decrypt
-        sealer = noise.Sealer(ours.cipher.cipher, ours.n, SEND_BYTES_MAX)
-        opener = noise.Opener(theirs.cipher.cipher, theirs.n)
-        ahead = conn._drain(None)
-    except AttributeError as error:
-        log.warning("this release of libp2p has no place for fast sessions: %s", error)
-        return None
-    return raw.stream.stream, sealer, opener, ahead
 
 
 class FastConnection(IMuxedConn):
@@ -111,6 +66,7 @@ class FastConnection(IMuxedConn):
         tcp: trio.SocketStream,
         sealer: noise.Sealer,
         opener: noise.Opener,
+        buffers: noise.Buffers,
         ahead: bytes,
     ) -> None:
         self.peer_id = peer_id
@@ -119,9 +75,10 @@ class FastConnection(IMuxedConn):
         self.event_closed = trio.Event()
         self.machine = Yamux(is_initiator=conn.is_initiator, now=trio.current_time())
         self._tcp = tcp
-        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        self._allow_unsent(UNSENT_BYTES_MIN)
         self._sealer = sealer
         self._opener = opener
+        self._buffers = buffers
         self._ahead = ahead
         self._streams: dict[YamuxStream, FastStream] = {}
         self._accepted, self._accept = trio.open_memory_channel[FastStream](ARRIVED_MAX)
@@ -211,27 +168,39 @@ class FastConnection(IMuxedConn):
         """The last frame to a peer that broke the protocol, if nothing else is being sent."""
         self.machine.drain()
         self.machine.go_away(GO_AWAY_PROTOCOL_ERROR)
+        if self._sends:
+            return
         with trio.move_on_after(CLOSE_SECONDS_MAX):
-            try:
-                await self._tcp.send_all(self._sealer.seal(self.machine.drain()))
-            except (trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
+            for sealed in self._sealer.seal(self.machine.drain()):
+                try:
+                    await self._write(sealed)
+                except OSError:
+                    return
 
     async def _receive(self) -> None:
         if self._ahead:
             self._feed(memoryview(self._ahead))
-        buffer = memoryview(bytearray(RECEIVE_BYTES))
-        filled = 0
-        while True:
-            count = await self._tcp.socket.recv_into(buffer[filled:])
-            if not count:
-                return
-            filled += count
-            plain, used = self._opener.open(buffer[:filled])
-            if used:
-                buffer[: filled - used] = buffer[used:filled]
-                filled -= used
-                self._feed(plain)
+        left: bytes | None = b""
+        while left is not None:
+            await trio.lowlevel.wait_readable(self._tcp.socket)
+            left = self._read(left)
+
+    def _read(self, left: bytes) -> bytes | None:
+        """Take in what has come, behind `left`, and give what is no whole message yet; None at the
+        end."""
+        buffer = self._buffers.take(RECEIVE_BYTES)
+        buffer[: len(left)] = left
+        try:
+            count = os.readv(self._tcp.socket.fileno(), [buffer[len(left) :]])
+        except BlockingIOError:
+            return left
+        if not count:
+            return None
+        sealed = buffer[: len(left) + count]
+        plain, used = self._opener.open(sealed)
+        if plain:
+            self._feed(plain)
+        return bytes(sealed[used:])
 
     def _feed(self, plain: memoryview) -> None:
         arrived, changed = self.machine.feed(plain, trio.current_time())
@@ -252,11 +221,33 @@ class FastConnection(IMuxedConn):
             pieces = self.machine.drain()
             if pieces:
                 self._sends = True
-                await self._tcp.send_all(self._sealer.seal(pieces))
+                for sealed in self._sealer.seal(pieces):
+                    await self._write(sealed)
                 self._sends = False
             if not self.machine.has_outgoing:
                 self._to_send = trio.Event()
             self._drained.unpark_all()
+
+    async def _write(self, sealed: memoryview) -> None:
+        """Past trio's own sending, which passes through its loop once more for each system call."""
+        descriptor, size, began = self._tcp.socket.fileno(), len(sealed), trio.current_time()
+        waited = False
+        while sealed:
+            try:
+                sealed = sealed[os.write(descriptor, sealed) :]
+            except BlockingIOError:
+                waited = True
+                await trio.lowlevel.wait_writable(self._tcp.socket)
+        if waited and size >= RATED_BYTES_MIN:
+            carried = size / (trio.current_time() - began) * UNSENT_SECONDS
+            if carried >= 2 * self._unsent:
+                self._allow_unsent(min(2 * self._unsent, UNSENT_BYTES_MAX))
+            elif carried < self._unsent / 2:
+                self._allow_unsent(max(self._unsent // 2, UNSENT_BYTES_MIN))
+
+    def _allow_unsent(self, size: int) -> None:
+        self._unsent = size
+        self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     async def _keep_alive(self) -> None:
         while True:
@@ -277,7 +268,7 @@ class FastConnection(IMuxedConn):
         await self._drained.park()
 
     async def drained(self) -> None:
-        """Until all but UNSENT_BYTES is on the wire, or it is no use to wait for that."""
+        """Until all but UNSENT_BYTES_MIN is on the wire, or it is no use to wait for that."""
         while self.machine.has_outgoing or self._sends:
             if self.is_closed:
                 return
@@ -349,23 +340,26 @@ class FastStream(IMuxedStream):
         self.muxed_conn.wake_sender()
         return data
 
-    async def write(self, data: bytes | memoryview) -> None:
-        """Returns once all of it waits for the socket; a slow reader makes it wait, for as long as
+    async def write(self, *parts: Bytes) -> None:
+        """Returns once all of them wait for the socket; a slow reader makes it wait, for as long as
         the connection lives."""
         connection, stream = self.muxed_conn, self._stream
-        left = memoryview(data)
-        while left:
-            try:
-                taken = connection.machine.write(stream, left)
-            except YamuxError as error:
-                raise MuxedStreamClosed(str(error)) from error
-            left = left[taken:]
-            if taken:
+        for part in parts:
+            left = part
+            while left:
+                try:
+                    taken = connection.machine.write(stream, left)
+                except YamuxError as error:
+                    raise MuxedStreamClosed(str(error)) from error
+                if taken == len(left):
+                    break
+                left = memoryview(left)[taken:]
                 connection.wake_sender()
-            elif stream.sendable:
-                await connection.room()
-            else:
-                await self.changed.park()
+                if not taken and stream.sendable:
+                    await connection.room()
+                elif not taken:
+                    await self.changed.park()
+        connection.wake_sender()
 
     async def flush(self) -> None:
         await self.muxed_conn.drained()

@@ -31,8 +31,8 @@ class Stream(Protocol):
         """Empty at the end. Raises SessionClosed if the stream broke."""
         ...
 
-    async def send_all(self, data: Bytes) -> None:
-        """One writer at a time. Raises SessionClosed."""
+    async def send_all(self, *parts: Bytes) -> None:
+        """All of them, in order. One writer at a time. Raises SessionClosed."""
         ...
 
     async def flush(self) -> None:
@@ -116,8 +116,9 @@ class MemoryStream:
         self._wake()
         return data
 
-    async def send_all(self, data: Bytes) -> None:
+    async def send_all(self, *parts: Bytes) -> None:
         await trio.lowlevel.checkpoint()
+        data = b"".join(parts)
         other = self.other
         assert other is not None
         for at in range(0, len(data), MEMORY_BUFFER_BYTES):

@@ -20,6 +20,8 @@ import struct
 from collections import deque
 from dataclasses import dataclass, field
 
+from chunker.digest import Bytes
+
 HEADER = struct.Struct("!BBHII")
 DATA, WINDOW_UPDATE, PING, GO_AWAY = 0, 1, 2, 3
 SYN, ACK, FIN, RST = 1, 2, 4, 8
@@ -31,7 +33,7 @@ GROWTH_BYTES_MAX = 16 * 1024 * 1024
 """Of all windows of a connection, beyond WINDOW_BYTES_MIN each."""
 FRAME_BYTES_MAX = 1024 * 1024
 """Of a data frame that we send; a received one may be as long as its window."""
-OUTGOING_BYTES_MAX = 1024 * 1024
+OUTGOING_BYTES_MAX = 4 * 1024 * 1024
 """Data frames, headers included, that wait for the socket; writers wait while there is more."""
 CONTROL_BYTES_MAX = 64 * 1024
 """Frames without data that wait for a peer that does not read; then the connection ends."""
@@ -213,7 +215,7 @@ class Yamux:
         self._control(WINDOW_UPDATE, SYN, stream.id, 0)
         return stream
 
-    def write(self, stream: YamuxStream, data: memoryview) -> int:
+    def write(self, stream: YamuxStream, data: Bytes) -> int:
         """How many bytes were taken; 0: wait until the stream changed, or the outgoing bytes left.
         Raises YamuxError if the stream carries no more."""
         if stream.broken or stream.finished:
@@ -233,7 +235,7 @@ class Yamux:
             self.outgoing_bytes += HEADER.size
             self._outgoing.append(b"")
         self._outgoing[self._frame_at] = HEADER.pack(0, DATA, 0, stream.id, self._frame_bytes)
-        self._outgoing.append(data[:size])
+        self._outgoing.append(data if size == len(data) else memoryview(data)[:size])
         return size
 
     def take(self, stream: YamuxStream, bytes_max: int) -> memoryview:

@@ -18,10 +18,11 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 
-from peer import sessions, yamux
+from peer import muxers, sessions, yamux
 from peer.errors import SessionClosed
 from peer.host import Libp2pTransport
-from peer.sessions import ARRIVED_MAX, FastConnection, FastMuxers, FastStream
+from peer.muxers import FastMuxers
+from peer.sessions import ARRIVED_MAX, FastConnection, FastStream
 from peer.transport import PROTOCOL, Stream
 from peer.yamux import HEADER, OUTGOING_BYTES_MAX, RST, SYN, WINDOW_BYTES_MIN, WINDOW_UPDATE
 from tests.peer.office import until
@@ -256,7 +257,7 @@ async def test_without_noise_the_stock_muxer_is_used() -> None:
             muxer_preference="YAMUX",
         )
         host.get_network().upgrader.muxer_multistream = FastMuxers(  # type: ignore[attr-defined]
-            {sessions.YAMUX_ID: sessions.StockYamux}
+            {muxers.YAMUX_ID: muxers.StockYamux}
         )
         hosts.append(host)
     first, second = hosts

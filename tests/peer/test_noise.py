@@ -7,15 +7,35 @@ import random
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from peer.noise import MESSAGE_BYTES_MAX, NoiseError, Opener, Sealer
+from peer.noise import (
+    BUFFER_BYTES,
+    FULL_BYTES,
+    MESSAGE_BYTES_MAX,
+    Buffers,
+    NoiseError,
+    Opener,
+    Sealer,
+)
 
 KEY = b"k" * 32
-BYTES_MAX = 1024 * 1024
 
 
 def pair(nonce: int = 0) -> tuple[Sealer, Opener]:
-    cipher = ChaCha20Poly1305(KEY)
-    return Sealer(cipher, nonce, BYTES_MAX), Opener(cipher, nonce)
+    cipher, buffers = ChaCha20Poly1305(KEY), Buffers()
+    return Sealer(cipher, nonce, buffers), Opener(cipher, nonce, buffers)
+
+
+def whole(sealer: Sealer, pieces: list[bytes]) -> bytes:
+    return b"".join(bytes(run) for run in sealer.seal(pieces))
+
+
+def sizes(sealed: bytes) -> list[int]:
+    """Of the messages, as they are."""
+    found, at = [], 0
+    while at < len(sealed):
+        found.append(sealed[at] << 8 | sealed[at + 1])
+        at += 2 + found[-1]
+    return found
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -24,13 +44,16 @@ def test_what_is_sealed_in_any_pieces_opens_in_any_splits(seed: int) -> None:
     sealer, opener = pair(nonce=seed << 33)
     sent, wire, got = b"", b"", b""
     for _ in range(chance.randrange(1, 6)):
-        sizes = [chance.choice([0, 1, 12, 500, 1024, 5000, 65519, 65520, 200_000]) for _ in "four"]
+        sizes = [
+            chance.choice([0, 1, 12, 500, 1024, 5000, FULL_BYTES, 65520, 200_000, 2_000_000])
+            for _ in "four"
+        ]
         pieces = [chance.randbytes(size) for size in sizes]
         sent += b"".join(pieces)
-        wire += bytes(sealer.seal(pieces))
+        wire += whole(sealer, pieces)
     left = b""
     while wire:
-        size = chance.randrange(1, 150_000)
+        size = chance.randrange(1, BUFFER_BYTES)
         left, wire = left + wire[:size], wire[size:]
         plain, used = opener.open(memoryview(left))
         got, left = got + bytes(plain), left[used:]
@@ -39,22 +62,47 @@ def test_what_is_sealed_in_any_pieces_opens_in_any_splits(seed: int) -> None:
 
 def test_small_pieces_share_a_message() -> None:
     sealer, opener = pair()
-    sealed = bytes(sealer.seal([b"header", b"body", b"header", b"x" * 900]))
+    sealed = whole(sealer, [b"header", b"body", b"header", b"x" * 900])
     assert len(sealed) == 2 + 16 + 6 + 4 + 6 + 900
     assert bytes(opener.open(memoryview(sealed))[0]) == b"headerbodyheader" + b"x" * 900
 
 
-def test_many_pieces_of_the_dearest_size_fit() -> None:
-    """The buffer is sized for the worst mix of lengths."""
+def test_all_messages_but_the_last_are_full_wherever_pieces_meet() -> None:
+    """A message of another length costs the cipher a fifth more."""
+    pieces = [b"a" * 12, b"b" * 152_000, b"c" * 12, b"d" * 300_000, b"e" * FULL_BYTES]
+    sealed = sizes(whole(pair()[0], pieces))
+    total = sum(map(len, pieces))
+    assert sealed == [FULL_BYTES + 16] * (total // FULL_BYTES) + [total % FULL_BYTES + 16]
+
+
+def test_runs_fit_into_a_buffer_and_are_sealed_as_they_are_asked_for() -> None:
     sealer, opener = pair()
-    pieces = [b"a" * 1023, b"b" * 1024] * (BYTES_MAX // 2047)
-    plain, _ = opener.open(memoryview(bytes(sealer.seal(pieces))))
-    assert bytes(plain) == b"".join(pieces)
+    runs = [bytes(run) for run in sealer.seal([b"x" * 5 * BUFFER_BYTES])]
+    assert max(map(len, runs)) <= BUFFER_BYTES
+    assert sum(len(opener.open(memoryview(run))[0]) for run in runs) == 5 * BUFFER_BYTES
+
+
+def test_memory_is_used_again_once_nobody_looks_at_it() -> None:
+    buffers = Buffers()
+    first = buffers.take(BUFFER_BYTES)
+    first[0] = 7
+    part = first[:1]
+    del first
+    assert buffers.take(BUFFER_BYTES)[0] == 0  # a part is still looked at
+    del part
+    assert buffers.take(BUFFER_BYTES)[0] == 7
+
+
+def test_no_more_memory_is_kept_than_a_few_buffers() -> None:
+    buffers = Buffers(kept_max=2)
+    taken = [buffers.take(BUFFER_BYTES) for _ in range(5)]
+    del taken
+    assert len(buffers._kept) == 2
 
 
 def test_a_changed_byte_is_refused() -> None:
     sealer, opener = pair()
-    sealed = bytearray(sealer.seal([b"x" * 100_000]))
+    sealed = bytearray(whole(sealer, [b"x" * 100_000]))
     sealed[70_000] ^= 1
     with pytest.raises(NoiseError):
         opener.open(memoryview(bytes(sealed)))
@@ -62,7 +110,7 @@ def test_a_changed_byte_is_refused() -> None:
 
 def test_a_message_again_is_refused() -> None:
     sealer, opener = pair()
-    sealed = bytes(sealer.seal([b"once"]))
+    sealed = whole(sealer, [b"once"])
     assert bytes(opener.open(memoryview(sealed))[0]) == b"once"
     with pytest.raises(NoiseError):
         opener.open(memoryview(sealed))
@@ -74,6 +122,6 @@ def test_what_cannot_be_a_message_is_refused() -> None:
 
 
 def test_half_a_message_waits() -> None:
-    sealed = bytes(pair()[0].seal([b"x" * MESSAGE_BYTES_MAX]))
+    sealed = whole(pair()[0], [b"x" * MESSAGE_BYTES_MAX])
     plain, used = pair()[1].open(memoryview(sealed[:1000]))
     assert (bytes(plain), used) == (b"", 0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import trio
 
+from chunker.digest import Bytes
 from chunker.record import PathRecord
 from chunker.store import MemoryStore
 from peer.catalogue import Catalogue
@@ -183,12 +184,12 @@ def recorded(node: Node, other: PeerId) -> bytearray:
     log = bytearray()
     plain = MemoryStream.send_all
 
-    async def send_all(self: MemoryStream, data: bytes) -> None:
+    async def send_all(self: MemoryStream, *parts: Bytes) -> None:
         if self.here == node.peer and self.peer == other:
-            log.extend(data)
-        await plain(self, data)
+            log.extend(b"".join(parts))
+        await plain(self, *parts)
 
-    MemoryStream.send_all = send_all  # type: ignore[method-assign, assignment]
+    MemoryStream.send_all = send_all  # type: ignore[method-assign]
     return log
 
 
