@@ -23,7 +23,7 @@ from chunker.block import Block, Codec, Encoded
 from chunker.ingest import Ingest
 from chunker.record import PathRecord, needles_of
 from chunker.store import MemoryStore
-from gateway.run import collect_seldom
+from gateway.run import collect_seldom, keep_freed_memory
 from peer.catalogue import Catalogue
 from peer.fetch import Fetch
 from peer.identity import Address, Identity, parse_address
@@ -176,5 +176,6 @@ async def receive(port: str) -> None:
 if __name__ == "__main__":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     collect_seldom()  # as the gateway does
+    keep_freed_memory()
     role, *words = sys.argv[1:]
     trio.run({"serve": serve, "fetch": fetch, "send": send, "receive": receive}[role], *words)

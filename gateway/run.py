@@ -6,6 +6,7 @@ Ready is one line on stdout beginning with "ready", so that a script can wait fo
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import logging
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 
 import trio
 
+from chunker.block import BLOCK_BYTES_MAX
 from chunker.errors import ChunkerError
 from chunker.record import store_hash
 from peer.errors import CannotListen
@@ -31,6 +33,8 @@ from .upstream import open_cache
 log = logging.getLogger(__name__)
 
 YOUNG_OBJECTS_MAX = 20_000
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+FREED_BYTES_KEPT = 32 * 1024 * 1024
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -56,6 +60,17 @@ def collect_seldom() -> None:
     gc.set_threshold(YOUNG_OBJECTS_MAX)
 
 
+def keep_freed_memory() -> None:
+    """glibc gives what blocks leave free back to the system at once, and takes it anew, zeroed, for
+    the next ones: 5 % of moving blocks. So much of it stays ours. Elsewhere nothing is changed."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_TRIM_THRESHOLD, FREED_BYTES_KEPT)
+    mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES_MAX + 4096)
+
+
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     found: list[BaseException] = []
     for error in group.exceptions:
@@ -79,6 +94,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         config = _trusting(config, text)
     async with node(config) as running, trio.open_nursery() as nursery:
         collect_seldom()
+        keep_freed_memory()
         nursery.start_soon(_until_signal, stopping, nursery.cancel_scope)
         if config.role == "gateway":
             await serve_http(running, stopping, _say_ready)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -220,8 +221,8 @@ class Fetch:
         """It is over: what is under way is offered no more."""
         self._swarm.catalogue.end(self.id)
 
-    def present(self, index: int) -> None:
-        self._missing.discard(index)
+    def present(self, indexes: Iterable[int]) -> None:
+        self._missing.difference_update(indexes)
         self._changed()
 
     def heard_of_holder(self) -> None:

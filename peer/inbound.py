@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -60,12 +61,14 @@ class Inbound:
         """Those in which both sides have shown who they are."""
         return tuple(session for session in self._sessions if session.met)
 
-    def note(self, manifest: ManifestId, index: int) -> None:
-        """A block came in: tell who watches and has not said that it holds it."""
+    def note(self, manifest: ManifestId, indexes: Sequence[int]) -> None:
+        """Blocks came in: tell who watches and has not said that it holds them."""
         holds = self._swarm.exchange.holds
         for session in self._sessions:
-            if manifest in session.watches and not holds(session.peer, manifest, index):
-                session.note(manifest, index)
+            if manifest in session.watches:
+                for index in indexes:
+                    if not holds(session.peer, manifest, index):
+                        session.note(manifest, index)
 
     def restate(self, manifest: ManifestId) -> None:
         for session in self._sessions:

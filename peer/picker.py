@@ -35,6 +35,7 @@ from .standing import Standing
 WINDOW_BYTES = 16 * 1024 * 1024
 HORIZON_BLOCKS = 128
 """Looked at beyond the window."""
+LOOKED_AT_ONCE = 32
 DEALT_BYTES_MIN = 2 * 1024 * 1024
 """Smaller downloads are not dealt out: waiting for each other would take longer."""
 PATIENCE = 4.0
@@ -189,26 +190,27 @@ def is_stuck(now: float, download: Download, peers: dict[PeerId, Standing]) -> b
 
 
 def _candidates(download: Download, ready: Ready, deal: _Deal) -> Iterator[int]:
-    window, after = _window(download)
-    yield from window
+    """Open blocks from the reader on; beyond the window in another order. What is open before the
+    reader comes then: it was passed over, and is needed for the whole."""
+    after, size = download.cursor, 0
+    for index in _from(download.open, download.cursor):
+        if size > WINDOW_BYTES:
+            break
+        size += download.lengths[index]
+        after = index + 1
+        yield index
+    if download.cursor:
+        passed = download.open.irange(None, download.cursor, inclusive=(True, False))
+        yield from list(islice(passed, HORIZON_BLOCKS))
     yield from _beyond(download, after, ready, deal)
 
 
-def _window(download: Download) -> tuple[list[int], int]:
-    """Open blocks from the reader on, and the index at which the window ends. What is open before
-    the reader comes last: it was passed over, and is needed for the whole."""
-    found: list[int] = []
-    size, end = 0, len(download.blocks)
-    for index in download.open.irange(download.cursor, None):
-        if size > WINDOW_BYTES:
-            end = index
-            break
-        size += download.lengths[index]
-        found.append(index)
-    if download.cursor:
-        passed = download.open.irange(None, download.cursor, inclusive=(True, False))
-        found += islice(passed, HORIZON_BLOCKS)
-    return found, end
+def _from(open_blocks: SortedSet, start: int) -> Iterator[int]:
+    """In order, a few at a time, for what was yielded may be taken out meanwhile and most callers
+    want no more."""
+    while some := list(islice(open_blocks.irange(start, None), LOOKED_AT_ONCE)):
+        yield from some
+        start = some[-1] + 1
 
 
 def _beyond(download: Download, after: int, ready: Ready, deal: _Deal) -> Iterator[int]:

@@ -297,7 +297,9 @@ class Swarm(Library):
         return self.counters.wire_bytes + live
 
     def _tally(self, peer: PeerId) -> Tally:
-        return self.counters.peers.setdefault(peer, Tally())
+        if (tally := self.counters.peers.get(peer)) is None:
+            tally = self.counters.peers[peer] = Tally()
+        return tally
 
     def _watch(self, peer: PeerId, manifest: ManifestId) -> None:
         self._tell(peer, Watch(0, manifest))
@@ -317,7 +319,7 @@ class Swarm(Library):
         match message:
             case Sent(request, index, encoded):
                 effects = self.exchange.arrived(now, peer, request, index, encoded)
-                useful = any(isinstance(effect, Keep) for effect in effects)
+                useful = bool(effects) and isinstance(effects[0], Keep)
                 self.traffic.received(now, peer, len(encoded.payload), useful=useful)
                 self.dialling.used(peer)
             case Have(manifest, filling, bitmap):
@@ -373,19 +375,18 @@ class Swarm(Library):
         await self._carry_out(effects)
 
     def _stored(self, batch: Sequence[Keep]) -> None:
+        places: dict[ManifestId, list[int]] = {}
         for keep in batch:
             for manifest, index in keep.places:
-                self._present(manifest, index)
+                places.setdefault(manifest, []).append(index)
+        for manifest, indexes in places.items():
+            if (fetch := self.fetches.get(manifest)) is not None:
+                fetch.present(indexes)
+            self.inbound.note(manifest, indexes)
 
     def _not_stored(self, reason: str) -> None:
         for fetch in list(self.fetches.values()):
             fetch.fail(reason)
-
-    def _present(self, manifest: ManifestId, index: int) -> None:
-        fetch = self.fetches.get(manifest)
-        if fetch is not None:
-            fetch.present(index)
-        self.inbound.note(manifest, index)
 
     async def _tick(self) -> None:
         while True:

@@ -49,9 +49,12 @@ class Traffic:
         self._sent: dict[object, int] = {}
 
     def account(self, peer: PeerId) -> Account:
-        if peer not in self.accounts and len(self.accounts) >= ACCOUNTS_MAX:
+        if (account := self.accounts.get(peer)) is not None:
+            return account
+        if len(self.accounts) >= ACCOUNTS_MAX:
             del self.accounts[next(iter(self.accounts))]
-        return self.accounts.setdefault(peer, Account())
+        account = self.accounts[peer] = Account()
+        return account
 
     def received(self, now: float, peer: PeerId, payload_bytes: int, *, useful: bool) -> None:
         """A block came from `peer`."""

@@ -119,7 +119,17 @@ class Decoder:
     def feed(self, data: bytes | memoryview) -> Iterator[Message]:
         """Yield every message completed by `data`. Raises WireError."""
         view, at = memoryview(data), 0
-        while at < len(view) or self._is_whole():
+        size = len(view)
+        while at < size or self._is_whole():
+            if not self._head and size - at >= _HEAD.size:
+                # The usual case, in few steps: head and header lie here, and perhaps the body.
+                self._start(view[at : at + _HEAD.size])
+                header_end, end = at + self._header_end, at + self._header_end + self._left
+                if end <= size:
+                    header = bytes(view[at + _HEAD.size : header_end])
+                    self._header_end, at = 0, end
+                    yield _join(self._kind, header, bytes(view[header_end:end]))
+                    continue
             if self._is_whole():
                 header = bytes(self._head[_HEAD.size :])
                 body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -137,13 +147,13 @@ class Decoder:
                 self._head += part
                 at += len(part)
                 if len(self._head) == _HEAD.size:
-                    self._start()
+                    self._start(self._head)
 
     def _is_whole(self) -> bool:
         return 0 < self._header_end == len(self._head) and not self._left
 
-    def _start(self) -> None:
-        word, self._left = _HEAD.unpack(self._head)
+    def _start(self, head: bytearray | memoryview) -> None:
+        word, self._left = _HEAD.unpack(head)
         self._kind, header_bytes = word >> 24, word & 0xFFFFFF
         if self._kind not in _READERS:
             raise WireError(f"a message of unknown type {self._kind}")
