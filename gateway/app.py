@@ -191,7 +191,8 @@ async def serve_http(
         if uploads is not None:
             nursery.start_soon(uploads.run)
         put = None if uploads is None else uploads.put
-        await serve(listeners, substituter.answer, allowed_hosts=hosts, stopping=stopping, put=put)
+        answers = substituter.answer, substituter.answer_at_once
+        await serve(listeners, *answers, allowed_hosts=hosts, stopping=stopping, put=put)
         nursery.cancel_scope.cancel()
 
 

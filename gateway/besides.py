@@ -27,7 +27,7 @@ from .errors import UpstreamError, UpstreamResting
 from .listing import try_listing
 from .memory import Known
 from .realisations import REALISATION_BYTES_MAX, Key, RealisationError, parse_target, verified
-from .server import Response
+from .responses import Response
 from .signing import KeyRing
 from .upstream import Upstream
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from chunker.digest import NarHash, nix32_encode
 
-from .server import Request, Response
+from .requests import Request
+from .responses import Response
 
 
 def nar_tag(nar_hash: NarHash) -> str:
@@ -34,12 +36,15 @@ def range_of(headers: Mapping[str, str], tag: str) -> str | None:
     return headers.get("range") if headers.get("if-range", tag) == tag else None
 
 
-def tagged(request: Request, response: Response) -> Response:
-    """A small 200 with its tag, or 304."""
+def tagged(response: Response) -> Response:
+    """A small 200 with its tag."""
     if response.status != 200 or not isinstance(response.body, bytes):
         return response
     tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
-    if holds(request.headers, tag):
-        return not_modified(tag)
-    headers = (*response.headers, ("ETag", tag))
-    return Response(200, headers, response.body, response.length)
+    return replace(response, headers=(*response.headers, ("ETag", tag)))
+
+
+def unless_held(request: Request, response: Response) -> Response:
+    """304 to who names the tag of a small 200."""
+    tag = dict(response.headers).get("ETag") if "if-none-match" in request.headers else None
+    return not_modified(tag) if tag is not None and holds(request.headers, tag) else response

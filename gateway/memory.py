@@ -13,10 +13,14 @@ builds with it would be told that it is not there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .lookup import Holder
 from .narinfo import format
 from .trust import Admitted
+
+if TYPE_CHECKING:
+    from .responses import Response
 
 ABSENT_SECONDS = 10.0
 ABSENT_PATHS_MAX = 65_536
@@ -33,17 +37,15 @@ class Known:
     holders: tuple[Holder, ...] = ()
     levels_ahead: int = 0
     """How many levels of its references were looked up because of it."""
-    _text: bytes = field(default=b"", repr=False)
+    answer: Response | None = field(default=None, repr=False)
+    """With the narinfo that Nix gets, once it has asked."""
 
     @property
     def text(self) -> bytes:
-        """The narinfo that Nix gets."""
-        if not self._text:
-            self._text = format(self.admitted.record, self.admitted.signatures)
-        return self._text
+        return format(self.admitted.record, self.admitted.signatures)
 
     def size(self) -> int:
-        """Bytes in memory, about; twice the texts, which are held parsed and as one."""
+        """Bytes in memory, about; twice the texts, which are held parsed and as an answer."""
         record = self.admitted.record
         texts = sum(map(len, record.references)) + sum(map(len, record.signatures))
         return KNOWN_BYTES + 2 * texts * (1 + len(self.holders))

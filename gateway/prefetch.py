@@ -14,8 +14,6 @@ minute.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from chunker.record import PathRecord, store_hash
 
 KEEP_SECONDS = 60.0
@@ -62,10 +60,10 @@ class Prefetch:
         return begun
 
     def _expire(self, now: float) -> None:
-        for name in _expired(now, ((name, until) for name, (until, _) in self._asked.items())):
-            self._forget(name)
-        for name in _expired(now, ((name, until) for name, (until, _) in self._begun.items())):
-            del self._begun[name]
+        while self._asked and (first := next(iter(self._asked.items())))[1][0] <= now:
+            self._forget(first[0])
+        while self._begun and (begun := next(iter(self._begun.items())))[1][0] <= now:
+            del self._begun[begun[0]]
 
     def _forget(self, name: str) -> None:
         _, record = self._asked.pop(name, (0.0, None))
@@ -74,12 +72,3 @@ class Prefetch:
             referrers.discard(name)
             if not referrers:
                 self._referrers.pop(store_hash(reference), None)
-
-
-def _expired(now: float, items: Iterable[tuple[str, float]]) -> list[str]:
-    found = []
-    for name, until in items:
-        if until > now:
-            break
-        found.append(name)
-    return found

@@ -128,7 +128,8 @@ class RequestReader:
     def _body_bytes(self, method: str) -> int:
         if "transfer-encoding" in self._headers:
             self._refuse(411)
-        text = self._headers.get("content-length", "0")
+        if (text := self._headers.get("content-length")) is None:
+            return 0
         if not (text.isascii() and text.isdigit() and len(text) < 20):
             self._refuse(400)
         if int(text) > (BODY_BYTES_MAX if method == "PUT" else 0):

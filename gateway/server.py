@@ -16,22 +16,20 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import trio
 
 from chunker.digest import Bytes
 
+from .lobby import After, Lobby
 from .pump import BodyBroken, Pump, Readable
-from .requests import Event, Refusal, RequestReader
-from .requests import Request as Request
+from .requests import Event, Refusal, Request, RequestReader
+from .responses import Response, head, prepared, short
 
 log = logging.getLogger(__name__)
 
@@ -49,83 +47,61 @@ LINGER_SECONDS_MAX = 2.0
 LINGER_BYTES_MAX = 1024 * 1024
 """For a client to read its refusal while it still sends: a reset would take the answer away."""
 BODY_METHODS = ("PUT",)
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """`length` is what Content-Length says, also where HEAD sends no body. An iterator or what is
-    read gives exactly that many bytes; an iterator is closed here in every case."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes | AsyncIterator[Bytes] | Readable
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unsatisfiable:
-    """A range that begins at or after the end."""
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+AtOnce = Callable[[Request], Response | None]
+"""What can be answered without waiting, with bytes; None: ask the Handler."""
 PutHandler = Callable[[Request, AsyncGenerator[bytes, None]], Awaitable[Response]]
 """The body's pieces raise BodyBroken when the client breaks off."""
-
-
-def parse_range(header: str | None, size: int) -> tuple[int, int] | Unsatisfiable | None:
-    """[start, end) of one byte range (RFC 9110, 14.1.2); None: send the whole, which is also the
-    answer to what is malformed or asks for several ranges."""
-    match = None if header is None else _RANGE.fullmatch(header.strip())
-    if match is None or not (match[1] or match[2]):
-        return None
-    if not match[1]:
-        count = min(int(match[2]), size)
-        return (size - count, size) if count else Unsatisfiable()
-    start, end = int(match[1]), size
-    if match[2]:
-        if int(match[2]) < start:
-            return None
-        end = min(size, int(match[2]) + 1)
-    return (start, end) if start < size else Unsatisfiable()
 
 
 async def serve(
     listeners: Sequence[trio.SocketListener],
     handler: Handler,
+    at_once: AtOnce = lambda request: None,
     *,
     allowed_hosts: frozenset[str],
     stopping: trio.Event,
     put: PutHandler | None = None,
 ) -> None:
     """Until `stopping`; then no new connection, and a while for the answers under way."""
-    server = _Server(handler, put, allowed_hosts, stopping)
+    server = _Server(handler, at_once, put, allowed_hosts, stopping)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
+            accepting.start_soon(server.lobby.run)
             for listener in listeners:
-                accepting.start_soon(server.accept, listener, connections)
+                accepting.start_soon(server.accept, listener)
+            server.nursery = connections
             await stopping.wait()
             accepting.cancel_scope.cancel()
-        for connection in list(server.waiting):
-            connection.give_way_if_idle()
         connections.cancel_scope.deadline = trio.current_time() + STOP_SECONDS_MAX
 
 
 class _Server:
+    nursery: trio.Nursery
+
     def __init__(
-        self, handler: Handler, put: PutHandler | None, hosts: frozenset[str], stopping: trio.Event
+        self,
+        handler: Handler,
+        at_once: AtOnce,
+        put: PutHandler | None,
+        hosts: frozenset[str],
+        stopping: trio.Event,
     ) -> None:
         self.handler = handler
+        self.at_once = at_once
         self.put = put
         self.hosts = hosts
         self.stopping = stopping
-        self.waiting: dict[_Connection, None] = {}
-        """Those whose next request is not whole, the longest first."""
+        self.lobby = Lobby(self._serve, IDLE_SECONDS_MAX)
+        self.waiting: dict[_Connection, float] = {}
+        """Since when a request has begun and is not whole, the longest first."""
         self.pump = Pump()
         self._open = 0
         self._change = trio.Event()
 
-    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+    async def accept(self, listener: trio.SocketListener) -> None:
         async with listener:
             while True:
                 stream = await listener.accept()
@@ -135,14 +111,17 @@ class _Server:
                     await trio.aclose_forcefully(stream)
                     raise
                 self._open += 1
-                nursery.start_soon(self._connection, stream)
+                self._rest(_Connection(stream, self))
 
     async def _make_room(self) -> None:
         """For one that is there already: whoever waits for its request gives way, now or as soon
         as there is one."""
         while self._open >= CONNECTIONS_MAX:
-            if self.waiting:
-                longest = next(iter(self.waiting))
+            longest = next(iter(self.waiting), None)
+            if longest is None or self.lobby.longest < self.waiting[longest]:
+                if self.lobby.close_longest():
+                    continue
+            else:
                 del self.waiting[longest]
                 longest.give_way()
             await self._change.wait()
@@ -153,9 +132,25 @@ class _Server:
             self._change.set()
             self._change = trio.Event()
 
-    async def _connection(self, stream: trio.SocketStream) -> None:
+    def closed(self) -> None:
+        self.changed()
+        self._open -= 1
+
+    def _rest(self, connection: _Connection) -> None:
+        """Until its next request comes."""
+        if self.stopping.is_set():
+            connection.close()
+            return
+        self.lobby.enter(connection)
+        self.changed()
+
+    def _serve(self, connection: _Connection) -> None:
+        self.nursery.start_soon(self._connection, connection)
+
+    async def _connection(self, connection: _Connection) -> None:
+        goes_on = False
         try:
-            await _Connection(stream, self).run()
+            goes_on = await connection.run()
         except (trio.BrokenResourceError, trio.TooSlowError, trio.ClosedResourceError):
             pass
         except BodyBroken as error:
@@ -163,9 +158,10 @@ class _Server:
         except Exception:
             log.exception("a connection failed")
         finally:
-            self.changed()
-            self._open -= 1
-            await trio.aclose_forcefully(stream)
+            if not goes_on:
+                connection.close()
+        if goes_on:
+            self._rest(connection)
 
 
 class _Connection:
@@ -175,29 +171,80 @@ class _Connection:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._reader = RequestReader()
         self._events: deque[Event] = deque()
+        self._unsent: Bytes = b""
         self._scope = trio.CancelScope()
 
-    async def run(self) -> None:
-        while (request := await self._next()) is not None:
-            body = _Body(self, request)
-            if await self._answer(request, body):
+    def fileno(self) -> int:
+        return self._stream.socket.fileno()
+
+    def close(self) -> None:
+        self._stream.socket.close()
+        self._server.closed()
+
+    def take_in(self) -> After:
+        """In the lobby: answer what can be answered at once."""
+        file = self._stream.socket.fileno()
+        try:
+            data = os.read(file, RECEIVE_BYTES)
+        except BlockingIOError:
+            return After.STAYS
+        except OSError:
+            return After.OVER
+        if not data:
+            return After.OVER
+        self._events.extend(self._reader.feed(data))
+        answer = self._known()
+        if answer is None:
+            return After.BUSY
+        self._events.clear()
+        try:
+            self._unsent = answer[os.write(file, answer) :]
+        except BlockingIOError:
+            self._unsent = answer
+        except OSError:
+            return After.OVER
+        return After.BUSY if self._unsent else After.STAYS
+
+    def _known(self) -> bytes | None:
+        """The whole answer to what came, where it is one question that needs nobody to wait."""
+        if len(self._events) != 1 or not isinstance(request := self._events[0], Request):
+            return None
+        plain = request.method == "GET" and request.keep_alive and not request.length
+        if not plain or self._refusal(request) is not None:
+            return None
+        try:
+            response = self._server.at_once(request)
+        except Exception:
+            log.exception("answering GET %s failed", request.target)
+            response = short(404, "failed")
+        if response is None:
+            return None
+        return response.wire or prepared(response).wire
+
+    async def run(self) -> bool:
+        """Until the connection waits for its next request (True), or is over."""
+        unsent, self._unsent = self._unsent, b""
+        if unsent:
+            await self._send(unsent)
+        while self._events or not self._reader.idle:
+            request = await self._next()
+            if request is None:
+                return False
+            if await self._answer(request, _Body(self, request)):
                 await self._linger()
-                return
+                return False
+        return True
 
     def give_way(self) -> None:
         """Others need the place of one that waits for its request."""
         self._scope.cancel()
 
-    def give_way_if_idle(self) -> None:
-        if self._reader.idle:
-            self._scope.cancel()
-
     async def _next(self) -> Request | None:
         """The next request, or None when the connection is over (refusals are sent here)."""
         waiting = self._server.waiting
         if not self._events:
-            with trio.CancelScope() as self._scope:
-                waiting[self] = None
+            with trio.move_on_after(HEAD_SECONDS_MAX) as self._scope:
+                waiting[self] = trio.current_time()
                 self._server.changed()
                 try:
                     await self._receive_head()
@@ -205,25 +252,18 @@ class _Connection:
                     waiting.pop(self, None)
         event = self._events.popleft() if self._events else None
         if isinstance(event, Refusal):
-            await self._send(_head(event.status, (), 0, last=True))
+            await self._send(head(event.status, (), 0, last=True))
             await self._linger()
             return None
         assert not isinstance(event, bytes), "a body is taken by its _Body"
         return event
 
     async def _receive_head(self) -> None:
-        """Until there is an event; none at the end, when the time is up, or when the server stops
-        between requests."""
-        deadline = float("inf")
+        """Until there is an event; none at the end."""
         while not self._events:
-            if self._reader.idle and self._server.stopping.is_set():
-                return
-            limit = min(deadline, trio.current_time() + IDLE_SECONDS_MAX)
-            self._scope.deadline = limit
             data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
                 return
-            deadline = min(deadline, trio.current_time() + HEAD_SECONDS_MAX)
             self._events.extend(self._reader.feed(bytes(data)))
 
     async def receive_body(self) -> bytes:
@@ -258,21 +298,21 @@ class _Connection:
         known = request.method in ("GET", "HEAD", *BODY_METHODS)
         more = request.keep_alive and known and not sent.left
         last = not more or self._server.stopping.is_set()
-        head = _head(response.status, response.headers, response.length, last=last)
-        await self._send_response(request, response, head)
+        start = head(response.status, response.headers, response.length, last=last)
+        await self._send_response(request, response, start)
         return last
 
-    async def _send_response(self, request: Request, response: Response, head: bytes) -> None:
+    async def _send_response(self, request: Request, response: Response, start: bytes) -> None:
         if isinstance(response.body, bytes):
-            await self._send(head if request.method == "HEAD" else head + response.body)
+            await self._send(start if request.method == "HEAD" else start + response.body)
             return
         if not isinstance(response.body, AsyncIterator):
-            await self._send(head)
+            await self._send(start)
             if request.method != "HEAD":
                 await self._pump(response.body, response.length)
             return
         async with _closing(response.body) as body:
-            await self._send(head)
+            await self._send(start)
             if request.method == "HEAD":
                 return
             left = response.length
@@ -298,12 +338,18 @@ class _Connection:
         if left:
             raise BodyBroken(f"a body ended {left} bytes early")
 
-    async def _respond(self, request: Request, body: _Body) -> Response:
-        server = self._server
+    def _refusal(self, request: Request) -> Response | None:
+        """Of one that may not ask here at all."""
         if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
             return short(403, "browsers may not ask this server")
-        if request.headers.get("host", "").lower() not in server.hosts:
+        if request.headers.get("host", "").lower() not in self._server.hosts:
             return short(403, "this server does not go by that Host")
+        return None
+
+    async def _respond(self, request: Request, body: _Body) -> Response:
+        server = self._server
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         if request.method in BODY_METHODS and server.put is not None:
             return await server.put(request, body.pieces())
         if request.method not in ("GET", "HEAD"):
@@ -346,19 +392,3 @@ class _Body:
 
 def _closing(body: AsyncIterator[Any]) -> aclosing[Any]:
     return aclosing(body)
-
-
-def short(status: int, text: str, *headers: tuple[str, str]) -> Response:
-    """One line of text, for a person who looks at what went wrong."""
-    body = f"{status} {text}\n".encode()
-    return Response(status, (("Content-Type", "text/plain"), *headers), body, len(body))
-
-
-def _head(status: int, headers: Sequence[tuple[str, str]], length: int, *, last: bool) -> bytes:
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-    if status != 304:
-        lines.append(f"Content-Length: {length}")
-    lines += [f"{name}: {value}" for name, value in headers]
-    if last:
-        lines.append("Connection: close")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

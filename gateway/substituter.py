@@ -35,7 +35,7 @@ from peer.swarm import Swarm
 from .besides import Besides
 from .closures import Closures
 from .completeness import Answer, Held, Word
-from .conditional import holds, nar_tag, not_modified, range_of, tagged
+from .conditional import holds, nar_tag, not_modified, range_of, tagged, unless_held
 from .delivery import Deliveries
 from .errors import NotTrusted
 from .lookup import admitted_by
@@ -44,7 +44,8 @@ from .memory import Known
 from .narinfo import parse_nar_url
 from .policy import Policy
 from .prefetch import Prefetch
-from .server import Request, Response, Unsatisfiable, parse_range
+from .requests import Request
+from .responses import Response, Unsatisfiable, parse_range, prepared
 from .signing import KeyRing
 from .trust import Admitted, admit
 from .upstream import Upstream
@@ -120,15 +121,26 @@ class Substituter:
             await nursery.start(self.deliveries.run)
             task_status.started()
 
+    def answer_at_once(self, request: Request) -> Response | None:
+        """The narinfo of a path that is known and needs no look at its closure."""
+        if (match := _NARINFO.fullmatch(request.target)) is None:
+            return None
+        known = self._lookups.known(match[1])
+        if known is None or not known.holders or not self._stands(known.admitted):
+            return None
+        self.asked.append(match[1])
+        return unless_held(request, self._answer_with(known))
+
     async def answer(self, request: Request) -> Response:
         if request.target == "/nix-cache-info":
             text = f"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: {self._priority}\n"
-            return tagged(request, _text(200, text.encode(), "text/x-nix-cache-info"))
+            return unless_held(request, tagged(_text(200, text.encode(), "text/x-nix-cache-info")))
         if (match := _NARINFO.fullmatch(request.target)) is not None:
-            return tagged(request, await self._narinfo(match[1]))
+            return unless_held(request, await self._narinfo(match[1]))
         if (named := parse_nar_url(request.target.removeprefix("/"))) is not None:
             return await self._nar(request, *named)
-        return tagged(request, await self._besides.answer(request.target) or _not_found())
+        found = await self._besides.answer(request.target) or _not_found()
+        return unless_held(request, tagged(found))
 
     async def _narinfo(self, store_hash: str) -> Response:
         self.asked.append(store_hash)
@@ -136,10 +148,15 @@ class Substituter:
         if known is None or not await self._has_closure(known):
             self.served.missing += 1
             return _not_found()
+        return self._answer_with(known)
+
+    def _answer_with(self, known: Known) -> Response:
         self.served.narinfos += 1
         if known.holders:
             self._prefetch.asked(trio.current_time(), known.admitted.record)
-        return _text(200, known.text, "text/x-nix-narinfo")
+        if known.answer is None:
+            known.answer = prepared(tagged(_text(200, known.text, "text/x-nix-narinfo")))
+        return known.answer
 
     async def _nar(self, request: Request, store_hash: str, nar_hash: NarHash) -> Response:
         known = await self.look_up(store_hash)

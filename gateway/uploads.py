@@ -39,8 +39,9 @@ from chunker.store import BlockStore
 from .decompress import make_decoder
 from .errors import ConfigError, NarinfoError, UpstreamError
 from .narinfo import NARINFO_BYTES_MAX, Narinfo, parse
+from .requests import Request
+from .responses import Response, short
 from .seeding import held_manifest, keep, record_of
-from .server import Request, Response, short
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from chunker.store import MemoryStore
 from gateway import besides as besides_module
 from gateway.errors import UpstreamError
 from gateway.narinfo import nar_url
-from gateway.server import Request, Response
+from gateway.requests import Request
+from gateway.responses import Response
 from gateway.upstream import FileCache
 from tests.gateway.test_realisations import ID, signed_by_id
 from tests.gateway.test_substituter import Border, border, signed_path

@@ -25,7 +25,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway.server import Request, Response, serve
+from gateway.requests import Request
+from gateway.responses import Response
+from gateway.server import serve
 
 SECRET = b"what-nix-may-know"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

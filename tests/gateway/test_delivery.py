@@ -15,7 +15,7 @@ from gateway import delivery as delivery_module
 from gateway.delivery import FILLINGS_MAX, RATE_CHANGE_MIN, SHARED_BYTES_MIN, Deliveries
 from gateway.errors import UpstreamError
 from gateway.narinfo import Narinfo, nar_url
-from gateway.server import Response
+from gateway.responses import Response
 from gateway.signing import KeyRing
 from peer.growing import growing_id
 from tests.gateway.test_substituter import Border, body, signed_path

@@ -9,15 +9,9 @@ import pytest
 import trio
 
 from gateway.pump import THREADS_MAX
-from gateway.requests import HEAD_BYTES_MAX
-from gateway.server import (
-    BodyBroken,
-    Request,
-    Response,
-    Unsatisfiable,
-    parse_range,
-    serve,
-)
+from gateway.requests import HEAD_BYTES_MAX, Request
+from gateway.responses import Response, Unsatisfiable, parse_range
+from gateway.server import BodyBroken, serve
 
 SECONDS_MAX = 10.0
 

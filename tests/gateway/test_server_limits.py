@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from gateway import server as server_module
-from gateway.server import Request, Response, serve
+from gateway.requests import Request
+from gateway.responses import Response
+from gateway.server import serve
 
 SECONDS_MAX = 10.0
 ROOT = Path(__file__).parents[2]
@@ -122,7 +125,10 @@ async def test_when_all_places_are_taken_the_longest_waiting_goes(
 async def test_an_answer_under_way_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "CONNECTIONS_MAX", 2)
     async with served() as place:
-        slow = await place.connect(GET.replace(b"/ ", b"/slow ", 1))
+        asked = GET.replace(b"/ ", b"/slow ", 1)
+        slow = await place.connect(asked[:10])
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        await slow.send_all(asked[10:])
         await read(slow, b"half")
         others = []
         for _ in range(5):
@@ -217,7 +223,7 @@ SLOW_GATEWAY = """
 import os, sys, trio
 import gateway.substituter
 from gateway.cli import main
-from gateway.server import Response
+from gateway.responses import Response
 
 async def never():
     yield b"half"

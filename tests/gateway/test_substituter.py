@@ -20,7 +20,9 @@ from gateway.delivery import WRONG_SECONDS
 from gateway.errors import UpstreamError
 from gateway.narinfo import Narinfo, fingerprint, format, nar_url, parse
 from gateway.policy import Policy, any_of
-from gateway.server import BodyBroken, Request, Response
+from gateway.requests import Request
+from gateway.responses import Response
+from gateway.server import BodyBroken
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
 from gateway.upstream import FileCache

@@ -20,7 +20,8 @@ from gateway import uploads as uploads_module
 from gateway.errors import ConfigError
 from gateway.narinfo import fingerprint, format, nar_url
 from gateway.offer import is_signed
-from gateway.server import BodyBroken, Request, serve
+from gateway.requests import Request
+from gateway.server import BodyBroken, serve
 from gateway.signing import KeyRing
 from gateway.uploads import NETRC_NAME, SPOOL_SECONDS_MAX, Uploads, upload_token
 from tests.gateway.test_substituter import FOREIGN, KEY, signed_path
