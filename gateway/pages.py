@@ -6,6 +6,7 @@ changes. A page that a redirect leads to has a handle of its own, made for where
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pycurl
@@ -38,6 +39,13 @@ class _Handle:
         if public_only:
             refuse_private(self.curl, url, self.raised, proxied=self.proxied, only=True)
 
+    def another(self) -> _Handle:
+        """With the same settings: looking up proxies and all the rest takes 0.1 ms."""
+        other = copy.copy(self)
+        other.curl, other.body, other.raised = self.curl.duphandle(), bytearray(), []
+        other.curl.setopt(pycurl.WRITEFUNCTION, other._write)
+        return other
+
     async def get(self, transfers: Transfers, url: str, bytes_max: int) -> int:
         """The status; the page is in `body`. Raises UpstreamError."""
         self.body.clear()
@@ -64,6 +72,7 @@ class Pages:
     def __init__(self, login: Login, transfers: Transfers) -> None:
         self._login = login
         self._transfers = transfers
+        self._pattern: _Handle | None = None
         self._idle: list[_Handle] = []
         self._made = 0
         self._queue = trio.lowlevel.ParkingLot()
@@ -71,15 +80,15 @@ class Pages:
     def close(self) -> None:
         while self._idle:
             self._idle.pop().curl.close()
+        if self._pattern is not None:
+            self._pattern.curl.close()
+            self._pattern = None
 
     async def get(self, url: str, bytes_max: int) -> tuple[int, bytes]:
         """Status and body, behind redirects. Raises UpstreamError."""
         while not self._idle and self._made >= PAGES_AT_ONCE_MAX:
             await self._queue.park()
-        if not self._idle:
-            self._idle.append(_Handle(self._login, url))
-            self._made += 1
-        handle = self._idle.pop()
+        handle = self._idle.pop() if self._idle else self._make(url)
         try:
             status = await handle.get(self._transfers, url, bytes_max)
             if status not in REDIRECTS:
@@ -89,6 +98,12 @@ class Pages:
             self._idle.append(handle)
             self._queue.unpark()
         return await self._follow(location, bytes_max, public)
+
+    def _make(self, url: str) -> _Handle:
+        self._made += 1
+        if self._pattern is None:
+            self._pattern = _Handle(self._login, url)
+        return self._pattern.another()
 
     async def _follow(self, url: str, bytes_max: int, public: bool) -> tuple[int, bytes]:
         for _ in range(REDIRECTS_MAX):
