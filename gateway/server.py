@@ -19,7 +19,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import trio
@@ -168,7 +168,8 @@ class _Connection:
     def __init__(self, stream: trio.SocketStream, server: _Server) -> None:
         self._stream = stream
         self._server = server
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        with suppress(OSError):  # it is gone already, which is seen when it is read
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._reader = RequestReader()
         self._events: deque[Event] = deque()
         self._unsent: Bytes = b""
@@ -203,7 +204,7 @@ class _Connection:
             self._unsent = answer
         except OSError:
             return After.OVER
-        return After.BUSY if self._unsent else After.STAYS
+        return After.STAYS if not self._unsent and self._reader.idle else After.BUSY
 
     def _known(self) -> bytes | None:
         """The whole answer to what came, where it is one question that needs nobody to wait."""

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from gateway import server as server_module
 from gateway.requests import Request
 from gateway.responses import Response, prepared
 from gateway.server import serve
@@ -97,6 +98,17 @@ async def test_a_request_in_pieces_is_answered() -> None:
         assert await exactly(stream, 2 * len(HELLO)) == 2 * HELLO
         await stream.send_all(GET)
         assert await exactly(stream, len(HELLO)) == HELLO
+        assert len(place.at_once) == 1
+
+
+async def test_half_a_head_behind_a_known_answer_does_not_wait_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "HEAD_SECONDS_MAX", 0.1)
+    async with served() as place, await place.connect() as stream:
+        await stream.send_all(GET + GET[:10])
+        assert await exactly(stream, len(HELLO)) == HELLO
+        assert await stream.receive_some() == b""
         assert len(place.at_once) == 1
 
 
