@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ import trio
 import trio.lowlevel
 
 from chunker.record import PathRecord, encode_record
+from peer import following as following_module
 from peer import office as office_module
+from peer.certificates import PoolId
 from peer.growing import Growing, growing_id
-from peer.messages import Grown, Growth, Please, Refuse, Sent, Watch
+from peer.messages import Grown, Growth, Please, Refuse, Sent, Show, Watch
 from peer.serving import Due
 from tests.peer.office import make_path, office, until
 from tests.peer.owner import Owner, follow, members, read
@@ -267,3 +270,47 @@ async def test_a_cache_tells_members_what_its_upstreams_have() -> None:
         place.known = lambda peer: False
         assert await one.swarm.look_for(two.peer, Please(1, record.store_hash)) is None
         assert asked == [record.store_hash, "0" * 32, record.store_hash]
+
+
+async def test_a_share_that_changes_while_two_greet_each_other_is_told() -> None:
+    """After our Hello, before they are met."""
+    async with office() as place:
+        one = await place.start("one", "gateway")
+        show = one.swarm.introductions.show
+
+        def changing(pools: Collection[PoolId]) -> Show:
+            one.swarm.introductions.show = show  # type: ignore[method-assign]
+            one.swarm.office.offers_to_fetch(1024)
+            return show(pools)
+
+        one.swarm.introductions.show = changing  # type: ignore[method-assign,assignment]
+        two = await place.start("two", "gateway", "one")
+        record, _ = make_path("path", BIG)
+        await until(lambda: two.swarm.office.rank(record) == [one.peer])
+
+
+async def test_nobody_waits_for_the_first_word_of_who_does_not_fetch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody told of it who had not heard yet that it failed."""
+    monkeypatch.setattr(following_module, "FIRST_WORD_SECONDS_MAX", 3600.0)
+    async with office() as place:
+        one, two = await members(place, "one", "two")
+        record, nar = make_path("path", BIG)
+        assert await two.swarm.office.follow(record, one.peer, False) is None
+        owner = Owner(one, record, nar)
+        owner.begin()
+        owner.fail()
+        assert await two.swarm.office.follow(record, one.peer, False) is None
+        assert not two.swarm.fetches
+
+
+async def test_a_refusal_of_an_older_watch_is_no_word_on_the_newer() -> None:
+    async with office() as place:
+        one, two = await members(place, "one", "two")
+        record, nar = make_path("path", BIG)
+        owner, asking = Owner(one, record, nar), two.swarm.sessions_open()[0]
+        older = asking.watching(owner.growing.id)
+        fetch = await follow(two, owner)
+        two.swarm.office.refused(one.peer, older.request)
+        assert not fetch.failed
