@@ -277,6 +277,13 @@ class Deliveries:
             and offer.manifest != NO_MANIFEST
             and (peer, offer.manifest) not in tried.offers
         ]
+        lost = {manifest for _, manifest in tried.offers}
+        offers = [
+            (peer, offer)
+            for peer, offer in offers
+            if offer.manifest not in lost
+            or not self._swarm.exchange.fills(peer, offer.manifest)  # it lacks what we lack
+        ]
         tried.offers.update((peer, offer.manifest) for peer, offer in offers)
         for _, offer in offers:
             owner = office.owner_of(offer, public)

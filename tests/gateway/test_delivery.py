@@ -20,13 +20,14 @@ from gateway.errors import UpstreamError
 from gateway.narinfo import Narinfo, nar_url
 from gateway.server import Response
 from gateway.signing import KeyRing
+from gateway.sources import Tried
 from peer.fetch import Fetch
 from peer.growing import growing_id
 from peer.identity import Address, PeerId
 from peer.questions import Questions
 from tests.gateway.test_substituter import Border, body, signed_path
 from tests.gateway.upstreams import Floor, Tap, floor
-from tests.peer.office import hold, office, until
+from tests.peer.office import Node, Office, hold, office, until
 
 BIG = 12_000_000
 Upstreams = dict[str, tuple[Tap, ...]]
@@ -143,6 +144,42 @@ async def test_what_became_whole_here_meanwhile_is_not_fetched_again(tmp_path: P
             assert caches[second].begun == 1
 
 
+async def seeded(place: Office, record: PathRecord, nar: bytes) -> tuple[PeerId, PathRecord]:
+    """A seed that holds it, which nobody has met yet."""
+    held = hold(place.stores.setdefault("seed", MemoryStore()), record, nar)
+    return (await place.start("seed", "seed")).peer, held
+
+
+async def fetch_from(seed: PeerId, node: Node, held: PathRecord) -> Fetch:
+    node.swarm.discovered(Address(seed, "127.0.0.1", 1))
+    await until(lambda: seed in node.swarm.sessions())
+    fetch = await Fetch.open(node.swarm, held, [(seed, held)])
+    assert fetch is not None
+    return fetch
+
+
+async def test_fellows_that_lack_what_we_lack_are_no_other_source(tmp_path: Path) -> None:
+    """They still offer what all of them lost; each wait for it would be in vain."""
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            one, two = all_of["one"].node, all_of["two"].node
+            seed, held = await seeded(place, record, nar)
+            fetch = await fetch_from(seed, one, held)
+            deliveries, exchange = all_of.deliveries("one"), one.swarm.exchange
+            tried = Tried()
+            source = await deliveries.source(record, tried)
+            assert source is not None and source.manifest == fetch.id
+            await fetch_from(seed, two, held)
+            place.network.cut(seed)
+            await until(lambda: exchange.fills(two.peer, fetch.id))
+            other = await deliveries.source(record, tried)
+            assert other is not None and other.manifest != fetch.id
+            await other.leave()
+            await source.leave()
+
+
 async def test_who_became_whole_tells_those_who_look_for_it_under_that_name(
     tmp_path: Path,
 ) -> None:
@@ -151,24 +188,15 @@ async def test_who_became_whole_tells_those_who_look_for_it_under_that_name(
         record, nar = signed_path("path", size=BIG)
         cache = Tap(tmp_path / "one", record, nar)
         async with floor(place, {"one": (cache,), "two": ()}) as all_of:
-            held = hold(place.stores.setdefault("seed", MemoryStore()), record, nar)
-            seed = await place.start("seed", "seed")
-            offers = [(seed.peer, held)]
-            fetches = []
-            for name in ("one", "two"):
-                swarm = all_of[name].node.swarm
-                swarm.discovered(Address(seed.peer, "127.0.0.1", 1))
-                await until(lambda swarm=swarm: seed.peer in swarm.sessions())  # type: ignore
-                fetch = await Fetch.open(swarm, record, offers)
-                assert fetch is not None
-                fetches.append(fetch)
-            watched, waiting = fetches
-            await until(lambda: all_of.peer("one") in waiting.sources)
-            place.network.cut(seed.peer)
+            one, two = all_of["one"].node, all_of["two"].node
+            seed, held = await seeded(place, record, nar)
+            watched, waiting = [await fetch_from(seed, node, held) for node in (one, two)]
+            await until(lambda: one.peer in waiting.sources)
+            place.network.cut(seed)
             await watched.close()
             all_of.deliveries("one").fill(record)
             await waiting.complete()
-            assert waiting.id == held.manifest
+            assert two.store.is_verified(waiting.id)
 
 
 async def test_followers_of_a_lost_owner_are_asked_for_no_manifest(
