@@ -17,9 +17,7 @@ from peer.growing import Growing, growing_id
 from peer.messages import Grown, Growth, Please, Refuse, Sent, Show, Watch
 from peer.serving import Due
 from tests.peer.office import make_path, office, until
-from tests.peer.owner import Owner, follow, members, read
-
-BIG = 12_000_000
+from tests.peer.owner import BIG, Owner, follow, leave, members, pair, read
 
 
 async def test_all_rank_alike_and_hear_when_a_share_changes() -> None:
@@ -68,8 +66,7 @@ async def test_an_owner_that_is_lost_is_passed_over_and_its_followers_go_on_else
         fetch.lost()
         await until(lambda: two.swarm.office.rank(record) == [three.peer])
         other = await follow(two, second)
-        fetch.readers -= 1
-        await fetch.close()
+        await leave(fetch)
         second.finish()
         assert head + await read(other, range(30, len(second.manifest.blocks))) == nar
         got = two.swarm.counters.peers[three.peer].blocks
@@ -124,8 +121,7 @@ async def test_what_failed_or_was_given_up_is_offered_no_more() -> None:
         assert {peer for peer, _ in found} == {one.peer, two.peer}
         owner.fail()
         await until(lambda: bool(fetch.failed))
-        fetch.readers -= 1
-        await fetch.close()
+        await leave(fetch)
         assert await three.swarm.questions.find(record.store_hash, 2) == []
         assert two.swarm.office.load(owner.growing.id) is None
         assert two.catalogue._under_way == one.catalogue._under_way == {}
@@ -193,14 +189,13 @@ async def test_a_stranger_is_neither_asked_nor_told() -> None:
 
 async def test_a_please_that_our_keys_do_not_admit_costs_no_upstream() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
+        one, record = owner.node, owner.record
         one.swarm.policies = replace(one.swarm.policies, admits=lambda _: False)
-        assert await two.swarm.office.ask(one.peer, record, False) is None
+        assert await two.swarm.office.ask(owner.peer, record, False) is None
         assert owner.asked == 0
         one.swarm.policies = replace(one.swarm.policies, admits=lambda _: True)
-        assert await two.swarm.office.ask(one.peer, record, False) is not None
+        assert await two.swarm.office.ask(owner.peer, record, False) is not None
 
 
 async def test_a_please_must_be_about_one_path() -> None:
@@ -295,22 +290,18 @@ async def test_nobody_waits_for_the_first_word_of_who_does_not_fetch(
     """Somebody told of it who had not heard yet that it failed."""
     monkeypatch.setattr(following_module, "FIRST_WORD_SECONDS_MAX", 3600.0)
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        assert await two.swarm.office.follow(record, one.peer, False) is None
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
+        assert await two.swarm.office.follow(owner.record, owner.peer, False) is None
         owner.begin()
         owner.fail()
-        assert await two.swarm.office.follow(record, one.peer, False) is None
+        assert await two.swarm.office.follow(owner.record, owner.peer, False) is None
         assert not two.swarm.fetches
 
 
 async def test_a_refusal_of_an_older_watch_is_no_word_on_the_newer() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner, asking = Owner(one, record, nar), two.swarm.sessions_open()[0]
-        older = asking.watching(owner.growing.id)
+        owner, two = await pair(place)
+        older = two.swarm.sessions_open()[0].watching(owner.growing.id)
         fetch = await follow(two, owner)
-        two.swarm.office.refused(one.peer, older.request)
+        two.swarm.office.refused(owner.peer, older.request)
         assert not fetch.failed
