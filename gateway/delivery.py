@@ -20,20 +20,19 @@ from __future__ import annotations
 
 import logging
 import math
-from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import trio
 
 from chunker.digest import Bytes, ManifestId, NarHash
-from chunker.errors import BlockCorrupt, BlockMissing, ChunkerError, StoreError
+from chunker.errors import ChunkerError, StoreError
 from chunker.manifest import Manifest
-from chunker.rebuild import piece, rebuild
+from chunker.rebuild import rebuild
 from chunker.record import PathRecord
 from chunker.store import BlockStore
 from peer.errors import PeerError
-from peer.fetch import STUCK_SECONDS_MAX, Fetch
+from peer.fetch import STUCK_SECONDS_MAX, Fetch, Offer
 from peer.growing import Growing, growing_id
 from peer.identity import PeerId
 from peer.office import FIRST_BYTE_SECONDS_MAX
@@ -42,10 +41,11 @@ from peer.swarm import Swarm
 from .filling import Filling
 from .offer import is_signed
 from .proofs import UNHEARD_OF_SECONDS, Proofs
-from .pump import BodyBroken, Readable
+from .pump import Readable
 from .seeding import NO_MANIFEST
 from .signing import KeyRing
 from .sources import FetchedSource, FilledSource, Source, SourcedBody, Tried
+from .stored import HeldSource, StoredBody
 from .trust import Admitted
 from .upstream import Upstream
 
@@ -70,8 +70,6 @@ FILLINGS_MAX = 64
 SHARE_START = 1024
 SHARE_OF_A_PEER = 4
 """An office cache takes so many times the share of a workstation."""
-BATCH_BYTES = 1536 * 1024
-"""Read at once: with what lies between the blocks it fits into a pump's buffer."""
 BEGUN_MAX = 100_000
 WRONGS_MAX = 10_000
 
@@ -139,7 +137,7 @@ class Deliveries:
             if not await trio.to_thread.run_sync(self._is_right, record, whole):
                 self.proofs.disproved(trio.current_time(), record)
                 return None
-            body: Body = _StoredBody(self._store, held, whole)
+            body: Body = StoredBody(self._store, held, whole)
             manifest: ManifestId | None = held.manifest
             source = None
         else:
@@ -163,7 +161,7 @@ class Deliveries:
     async def source(self, record: PathRecord, tried: Tried) -> Source | None:
         """Where the blocks come from now, but for what was `tried`, which this adds to. The caller
         must `leave` it."""
-        source = await self._behind(self._fillings.get(growing_id(record, self._swarm.me)), tried)
+        source = await self._here(record, tried)
         if source is not None:
             return source
         public = is_signed(record, self._publish_keys)
@@ -173,8 +171,9 @@ class Deliveries:
         if trio.current_time() < self._full_until:
             return None  # 404 at once: Nix goes to its next substituter, and costs no upstream
         for owner in self._turns(record, tried):
-            if owner == self._swarm.me:
-                source = await self._behind(self.fill(record), tried)
+            if owner == self._swarm.me:  # others may have asked for it while we asked them
+                source = await self._here(record, tried)
+                source = source or await self._behind(self.fill(record), tried)
             else:
                 tried.owners.add(owner)
                 asking = self._swarm.office.ask(owner, record, public)
@@ -207,6 +206,17 @@ class Deliveries:
         with trio.move_on_after(FIRST_BYTE_SECONDS_MAX):
             started = await filling.has_started()
         return filling.growing.record if started else None
+
+    async def _here(self, record: PathRecord, tried: Tried) -> Source | None:
+        """Behind the download that runs for whoever asked, or from what is whole by now."""
+        source = await self._behind(self._fillings.get(growing_id(record, self._swarm.me)), tried)
+        if source is not None or tried.held:
+            return source
+        held, whole = await self._held(record)
+        if held is None or whole is None:
+            return None
+        tried.held = True
+        return HeldSource(self._store, held, whole)
 
     async def _behind(self, filling: Filling | None, tried: Tried) -> Source | None:
         """Behind our own download, once bytes come: before that, nobody may have the path."""
@@ -267,6 +277,13 @@ class Deliveries:
             and offer.manifest != NO_MANIFEST
             and (peer, offer.manifest) not in tried.offers
         ]
+        lost = {manifest for _, manifest in tried.offers}
+        offers = [
+            (peer, offer)
+            for peer, offer in offers
+            if offer.manifest not in lost
+            or not self._swarm.exchange.fills(peer, offer.manifest)  # it lacks what we lack
+        ]
         tried.offers.update((peer, offer.manifest) for peer, offer in offers)
         for _, offer in offers:
             owner = office.owner_of(offer, public)
@@ -275,7 +292,15 @@ class Deliveries:
                 fetch = await office.follow(record, owner, public)
                 if fetch is not None:
                     return fetch
+        offers = self._whole(record, offers, tried)
         return await Fetch.open(self._swarm, record, offers, public=public)
+
+    def _whole(self, record: PathRecord, offers: list[Offer], tried: Tried) -> list[Offer]:
+        """Without those of manifests that grow: nobody has these to send, and each who follows a
+        lost owner would be asked in turn."""
+        owners = {self._swarm.me, *self._swarm.sessions(), *tried.owners}
+        growing = {growing_id(record, owner) for owner in owners}
+        return [(peer, offer) for peer, offer in offers if offer.manifest not in growing]
 
     # -- what a body under way needs -----------------------------------------------------------
 
@@ -323,6 +348,7 @@ class Deliveries:
         record = replace(record, manifest=manifest, manifest_signatures=vouched)
         self._store.put_record(record)
         self._swarm.catalogue.add(record)
+        self._swarm.inbound.restate(manifest)
         if filling.attempts == 1:
             self.found_right(record, filling.growing.id, manifest)
 
@@ -336,54 +362,3 @@ class Deliveries:
             self._wrong.clear()
         self._wrong[record.nar_hash] = trio.current_time() + WRONG_SECONDS
         self.proofs.disproved(trio.current_time(), record)
-
-
-class _StoredBody:
-    def __init__(self, store: BlockStore, record: PathRecord, manifest: Manifest) -> None:
-        self._store = store
-        self._record = record
-        self._manifest = manifest
-
-    def __call__(self, start: int, end: int) -> _StoredReader:
-        return _StoredReader(self._store, self._record, self._manifest, start, end)
-
-
-class _StoredReader:
-    """Bytes start..end of a NAR that is here in whole, each block verified as it is read."""
-
-    def __init__(
-        self, store: BlockStore, record: PathRecord, manifest: Manifest, start: int, end: int
-    ) -> None:
-        self._store = store
-        self._record = record
-        self._manifest = manifest
-        self._at = start
-        self._end = end
-        self._next = bisect_right(manifest.offsets, start) - 1
-
-    def read(self, buffer: bytearray) -> list[Bytes]:
-        """The next blocks of about BATCH_BYTES. Raises BodyBroken."""
-        manifest, needles = self._manifest, self._record.needles
-        batch = self._batch()
-        try:
-            blocks = self._store.get_many(manifest.blocks[batch.start : batch.stop], buffer)
-        except (BlockMissing, BlockCorrupt) as error:
-            raise BodyBroken(str(error)) from error
-        pieces: list[Bytes] = []
-        for index, block in zip(batch, blocks, strict=True):
-            data = piece(manifest, needles, index, block)
-            offset = manifest.offsets[index]
-            if offset < self._at or offset + len(data) > self._end:
-                data = memoryview(data)[max(0, self._at - offset) : self._end - offset]
-            pieces.append(data)
-        return pieces
-
-    def _batch(self) -> range:
-        offsets, lengths = self._manifest.offsets, self._manifest.lengths
-        first = last = self._next
-        size = 0
-        while last < len(offsets) and offsets[last] < self._end and size < BATCH_BYTES:
-            size += lengths[last]
-            last += 1
-        self._next = last
-        return range(first, last)

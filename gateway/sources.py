@@ -2,6 +2,7 @@
 
     FilledSource    behind our own download from an upstream
     FetchedSource   behind peers, with a manifest that is whole or grows
+    HeldSource      what became whole here meanwhile (`stored`)
     SourcedBody     reads one until it is lost, goes on at the same block behind another
 
 All bytes pass through SHA-256, for a range as well, and through the check of a content address that
@@ -49,6 +50,8 @@ class SourceLost(Exception):
 class Tried:
     """What one body had from others, or asked for in vain: it goes on with something else."""
 
+    held: bool = False
+    """What is whole in our own store."""
     upstream: bool = False
     owners: set[PeerId] = field(default_factory=set)
     """Who was asked to fetch it, or followed."""

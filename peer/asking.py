@@ -8,6 +8,7 @@ trust.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -37,6 +38,7 @@ from .messages import (
     Show,
     SummaryDelta,
     SummaryPart,
+    Watch,
 )
 from .summary import Heard
 from .transport import Stream
@@ -48,6 +50,8 @@ ASK_SECONDS_MAX = 5.0
 HELLO_SECONDS_MAX = 10.0
 RECEIVE_BYTES = 1024 * 1024
 UNSENT_MESSAGES_MAX = 4096
+WATCHES_KEPT_MAX = 1024
+"""Of which a refusal is still understood."""
 
 Handler = Callable[[PeerId, Message], Awaitable[None]]
 
@@ -69,6 +73,7 @@ class Asking:
         self._scope = trio.CancelScope()
         self._request = 0
         self._answers: dict[int, trio.MemorySendChannel[Message]] = {}
+        self._watches: OrderedDict[int, ManifestId] = OrderedDict()
         self._heard = Heard(b"")
         self._finding = Finding(self._find)
         self._out, self._out_end = trio.open_memory_channel[Message](UNSENT_MESSAGES_MAX)
@@ -100,6 +105,20 @@ class Asking:
             self._out.send_nowait(message)
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError) as error:
             raise SessionClosed(f"{self.peer} takes no more questions") from error
+
+    def watching(self, manifest: ManifestId) -> Watch:
+        """To be told: which of its blocks do they hold, now and as they come?"""
+        for request in [number for number, what in self._watches.items() if what == manifest]:
+            del self._watches[request]  # what is said to an older one counts no more
+        request = self._next_request()
+        self._watches[request] = manifest
+        if len(self._watches) > WATCHES_KEPT_MAX:
+            self._watches.popitem(last=False)
+        return Watch(request, manifest)
+
+    def watch_refused(self, request: int) -> ManifestId | None:
+        """What the Watch of this number, which was refused, was about."""
+        return self._watches.pop(request, None)
 
     async def find(self, store_hashes: Sequence[str]) -> dict[str, PathRecord]:
         """The records this peer has for us. Questions of many callers go in one Find."""

@@ -123,7 +123,9 @@ class Catalogue:
         return record
 
     def _begun(self, store_hash: str) -> PathRecord | None:
-        return next(iter(self._under_way_of.get(store_hash, ())), None)
+        """What began last: what began before it may be lost, and is left by its readers one by
+        one."""
+        return next(reversed(self._under_way_of.get(store_hash, ())), None)
 
     def may_read(self, asker: PeerId, manifest: ManifestId) -> PathRecord | None:
         """A record through which `asker` may have this manifest and its blocks, or None."""

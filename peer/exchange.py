@@ -141,10 +141,8 @@ class Exchange:
             return False
         if any(manifest in state.filling for state in self._peers.values()):
             return True
-        held: set[int] = set()
-        for state in self._peers.values():
-            held |= set(state.holds.get(manifest, ()))
-        return download.whole and download.missing <= held
+        held = (state.holds.get(manifest, ()) for state in self._peers.values())
+        return download.whole and download.missing <= set().union(*held)
 
     # -- peers ----------------------------------------------------------------------------------
 
@@ -262,6 +260,9 @@ class Exchange:
         """Whether `peer` said so."""
         state = self._peers.get(peer)
         return state is not None and index in state.holds.get(manifest, ())
+
+    def fills(self, peer: PeerId, manifest: ManifestId) -> bool:
+        return peer in self._peers and manifest in self._peers[peer].filling
 
     def owed_by(self, peer: PeerId) -> int:
         state = self._peers.get(peer)

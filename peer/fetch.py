@@ -105,6 +105,8 @@ class Fetch:
             if fetch is None:
                 fetch = cls(swarm, ours, got[0], peers, public)
                 await fetch._begin(got[1])
+            else:
+                swarm.widen(fetch, peers)
             if await fetch._is_covered():
                 return fetch
         return None

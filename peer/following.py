@@ -169,6 +169,7 @@ class Following(Fetch):
         self.record = replace(self.record, manifest=final)
         await trio.to_thread.run_sync(self._mark, final, encoded)
         self._swarm.catalogue.add(self.record)
+        self._swarm.inbound.restate(final)  # others look for it under that name
 
     async def _from_owner(self) -> tuple[ManifestId, bytes] | None:
         final = self.growing.final

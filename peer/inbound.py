@@ -30,6 +30,8 @@ class Inbound:
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
         self._sessions: dict[Answering, None] = {}
+        self._outdated: set[Answering] = set()
+        """Those that heard our Hello, and hear what has changed in it once they are met."""
 
     async def accept(self, stream: Stream) -> None:
         """Serve one stream to its end; errors end only it."""
@@ -53,6 +55,7 @@ class Inbound:
             self._count(session)
             swarm.traffic.over(session)
             self._sessions.pop(session, None)
+            self._outdated.discard(session)
             swarm.dialling.left(session)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS_MAX):
                 await stream.aclose()
@@ -71,6 +74,8 @@ class Inbound:
                         session.note(manifest, index)
 
     def restate(self, manifest: ManifestId) -> None:
+        """Tell who watches it what is here now that a download is over, perhaps under another
+        name."""
         for session in self._sessions:
             session.restate(manifest)
 
@@ -81,9 +86,12 @@ class Inbound:
                 session.grew(manifest)
 
     def say_hello(self) -> None:
-        """What our Hello says has changed: who knows us is told."""
-        for session in self.met():
-            session.say_hello()
+        """What our Hello says has changed: who knows us is told, the others once they do."""
+        for session in self._sessions:
+            if session.met:
+                session.say_hello()
+            else:
+                self._outdated.add(session)
 
     def count_sent(self) -> None:
         for session in self._sessions:
@@ -95,5 +103,8 @@ class Inbound:
             swarm.dialling.used(session.peer)
 
     async def _greeted(self, session: Answering) -> None:
+        if session in self._outdated:
+            self._outdated.discard(session)
+            session.say_hello()
         self._swarm.introductions.begun(session)
         self._swarm.discovered(Address(session.peer, None, None))

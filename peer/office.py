@@ -195,6 +195,15 @@ class Office:
             missing, whole=growing.state is Growth.WHOLE,
         )  # fmt: skip
 
+    def refused(self, peer: PeerId, request: int) -> None:
+        """If that was a Watch on what the peer makes itself, it does not, or no more: nobody need
+        wait for its first word."""
+        asking = next((a for a in self._swarm.sessions_open() if a.peer == peer), None)
+        wanted = asking.watch_refused(request) if asking is not None else None
+        following = self._swarm.fetches.get(wanted) if wanted is not None else None
+        if isinstance(following, Following) and following.owner == peer:
+            following.fail(f"{peer} does not fetch {following.record.store_path}")
+
     def gone(self, peer: PeerId) -> None:
         """Its session is over: who follows it must find another source."""
         for fetch in list(self._swarm.fetches.values()):

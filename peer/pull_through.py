@@ -78,4 +78,4 @@ class PullThrough:
             log.warning("could not fill %s: %s", record.store_path, error)
         finally:
             self.pulling.discard(record.manifest)
-            self._swarm.restate(record.manifest)
+            self._swarm.inbound.restate(record.manifest)

@@ -49,7 +49,6 @@ from .messages import (
     Sent,
     Show,
     Want,
-    Watch,
 )
 from .office import Office
 from .picker import DEALT_BYTES_MIN
@@ -169,12 +168,20 @@ class Swarm(Library):
         for peer in dict.fromkeys([*fetch.sources, *(fellows if large else ())]):
             self._watch(peer, fetch.id)
 
+    def widen(self, fetch: Fetch, peers: Iterable[PeerId]) -> None:
+        """These offer what is being fetched: ask anew what they hold, for they may have become
+        whole under another name."""
+        for peer in peers:
+            if peer not in fetch.sources:
+                fetch.sources.append(peer)
+            self._watch(peer, fetch.id)
+
     async def end(self, fetch: Fetch) -> None:
         if self.fetches.get(fetch.id) is fetch:
             del self.fetches[fetch.id]
             self.traffic.end(fetch.id)
             fetch.withdraw()
-            self.restate(fetch.id)
+            self.inbound.restate(fetch.id)
             await self._carry_out(self.exchange.stop(trio.current_time(), fetch.id))
 
     async def reading(self, fetch: Fetch, index: int) -> None:
@@ -206,14 +213,9 @@ class Swarm(Library):
         """Whoever watches what we fetch as well has, or will have, blocks for us."""
         fetch = self.fetches.get(record.manifest)
         if fetch is not None and watcher not in fetch.sources:
-            fetch.sources.append(watcher)
-            self._watch(watcher, fetch.id)
+            self.widen(fetch, [watcher])
         if self._nursery is not None and self._pull_through.begins(record):
             self._nursery.start_soon(self._pull_through.pull, record)
-
-    def restate(self, manifest: ManifestId) -> None:
-        """Tell who watches it what is here now that a download is over."""
-        self.inbound.restate(manifest)
 
     # -- sessions ----------------------------------------------------------------------------
 
@@ -288,8 +290,7 @@ class Swarm(Library):
             asking.get_summary()
         for fetch in list(self.fetches.values()):
             if await self.questions.joins(asking, fetch):
-                fetch.sources.append(asking.peer)
-                self._watch(asking.peer, fetch.id)
+                self.widen(fetch, [asking.peer])
 
     def wire_bytes(self) -> int:
         """Everything received on asking streams since the start."""
@@ -302,7 +303,8 @@ class Swarm(Library):
         return tally
 
     def _watch(self, peer: PeerId, manifest: ManifestId) -> None:
-        self._tell(peer, Watch(0, manifest))
+        if (asking := self._asking.get(peer)) is not None:
+            self._tell(peer, asking.watching(manifest))
 
     def _tell(self, peer: PeerId, message: Message) -> None:
         asking = self._asking.get(peer)
@@ -335,6 +337,7 @@ class Swarm(Library):
             case Grown():
                 effects = await self.office.heard(peer, message)
             case Refuse(request, reason, indexes):
+                self.office.refused(peer, request)
                 effects = self.exchange.refused(now, peer, request, reason, indexes)
             case Show() | Revoked():
                 effects = []

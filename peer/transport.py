@@ -72,9 +72,11 @@ class Transport(Protocol):
 
 
 class MemoryNetwork:
-    """All transports of one test; `cut` takes a peer away, `restore` brings it back."""
+    """All transports of one test; `cut` takes a peer away, `restore` brings it back. `delay` says
+    for how many seconds the next piece is under way; without it none is."""
 
     def __init__(self) -> None:
+        self.delay: Callable[[], float] | None = None
         self.transports: dict[PeerId, MemoryTransport] = {}
         self.streams: list[MemoryStream] = []
         self._away: set[PeerId] = set()
@@ -93,9 +95,10 @@ class MemoryNetwork:
 
 
 class MemoryStream:
-    def __init__(self, here: PeerId, peer: PeerId) -> None:
+    def __init__(self, here: PeerId, peer: PeerId, network: MemoryNetwork) -> None:
         self.here = here
         self.peer = peer
+        self._network = network
         self.remote_host: str | None = None
         self.other: MemoryStream | None = None
         self._buffer = bytearray()
@@ -118,6 +121,8 @@ class MemoryStream:
 
     async def send_all(self, *parts: Bytes) -> None:
         await trio.lowlevel.checkpoint()
+        if self._network.delay is not None:
+            await trio.sleep(self._network.delay())
         data = b"".join(parts)
         other = self.other
         assert other is not None
@@ -185,7 +190,8 @@ class MemoryTransport:
         handler = None if there is None else there._handlers.get(protocol)
         if there is None or away or there._nursery is None or handler is None:
             raise Unreachable(f"nobody answers at {address.text}")
-        ours, theirs = MemoryStream(self.peer, there.peer), MemoryStream(there.peer, self.peer)
+        ours = MemoryStream(self.peer, there.peer, network)
+        theirs = MemoryStream(there.peer, self.peer, network)
         ours.other, theirs.other = theirs, ours
         network.streams += [ours, theirs]
         there._nursery.start_soon(handler, theirs)

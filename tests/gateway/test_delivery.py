@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from chunker.digest import ManifestId
 from chunker.record import PathRecord
+from chunker.store import MemoryStore
 from gateway import delivery as delivery_module
 from gateway.delivery import FILLINGS_MAX, RATE_CHANGE_MIN, SHARED_BYTES_MIN, Deliveries
 from gateway.errors import UpstreamError
 from gateway.narinfo import Narinfo, nar_url
 from gateway.responses import Response
 from gateway.signing import KeyRing
+from gateway.sources import Tried
+from peer.fetch import Fetch
 from peer.growing import growing_id
+from peer.identity import Address, PeerId
+from peer.questions import Questions
 from tests.gateway.test_substituter import Border, body, signed_path
 from tests.gateway.upstreams import Floor, Tap, floor
-from tests.peer.office import office, until
+from tests.peer.office import Node, Office, hold, office, until
 
 BIG = 12_000_000
 Upstreams = dict[str, tuple[Tap, ...]]
@@ -112,13 +119,110 @@ async def test_an_owner_whose_upstream_breaks_off_fails_nobody(tmp_path: Path) -
             caches[first].break_off()
             for name, answer in answers.items():
                 assert heads[name] + await body(answer) == nar
-            # One of the others takes over; now and then both (CHANGELOG, known gaps).
-            assert all(caches[name].begun <= 1 for name in others)
-            assert any(caches[name].begun for name in others)
+            assert [caches[name].begun for name in others] == [1, 0]
             await until(lambda: nothing_left(all_of))
             name = growing_id(record, all_of.peer(first))
             for gateway in all_of.gateways.values():
                 assert name not in gateway.node.catalogue._under_way
+
+
+async def test_what_became_whole_here_meanwhile_is_not_fetched_again(tmp_path: Path) -> None:
+    """Another asked us for it, after the first owner was lost and before our reader noticed."""
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            first, second = all_of.turns(record)
+            caches[first].let(4_000_000)
+            answer = await opened(all_of[second], record)
+            head = await head_of(answer, 1_000_000)
+            deliveries = all_of.deliveries(second)
+            assert await deliveries.fetch_for(record) is not None
+            await until(lambda: not deliveries.running())
+            caches[first].break_off()
+            assert head + await body(answer) == nar
+            assert caches[second].begun == 1
+
+
+async def seeded(place: Office, record: PathRecord, nar: bytes) -> tuple[PeerId, PathRecord]:
+    """A seed that holds it, which nobody has met yet."""
+    held = hold(place.stores.setdefault("seed", MemoryStore()), record, nar)
+    return (await place.start("seed", "seed")).peer, held
+
+
+async def fetch_from(seed: PeerId, node: Node, held: PathRecord) -> Fetch:
+    node.swarm.discovered(Address(seed, "127.0.0.1", 1))
+    await until(lambda: seed in node.swarm.sessions())
+    fetch = await Fetch.open(node.swarm, held, [(seed, held)])
+    assert fetch is not None
+    return fetch
+
+
+async def test_fellows_that_lack_what_we_lack_are_no_other_source(tmp_path: Path) -> None:
+    """They still offer what all of them lost; each wait for it would be in vain."""
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            one, two = all_of["one"].node, all_of["two"].node
+            seed, held = await seeded(place, record, nar)
+            fetch = await fetch_from(seed, one, held)
+            deliveries, exchange = all_of.deliveries("one"), one.swarm.exchange
+            tried = Tried()
+            source = await deliveries.source(record, tried)
+            assert source is not None and source.manifest == fetch.id
+            await fetch_from(seed, two, held)
+            place.network.cut(seed)
+            await until(lambda: exchange.fills(two.peer, fetch.id))
+            other = await deliveries.source(record, tried)
+            assert other is not None and other.manifest != fetch.id
+            await other.leave()
+            await source.leave()
+
+
+async def test_who_became_whole_tells_those_who_look_for_it_under_that_name(
+    tmp_path: Path,
+) -> None:
+    """Two fetched what a third held, and lost it; one of them turns to its upstream."""
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        cache = Tap(tmp_path / "one", record, nar)
+        async with floor(place, {"one": (cache,), "two": ()}) as all_of:
+            one, two = all_of["one"].node, all_of["two"].node
+            seed, held = await seeded(place, record, nar)
+            watched, waiting = [await fetch_from(seed, node, held) for node in (one, two)]
+            await until(lambda: one.peer in waiting.sources)
+            place.network.cut(seed)
+            await watched.close()
+            all_of.deliveries("one").fill(record)
+            await waiting.complete()
+            assert two.store.is_verified(waiting.id)
+
+
+async def test_followers_of_a_lost_owner_are_asked_for_no_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What grew behind it has none; asking each in turn would keep the reader waiting."""
+    asked: list[ManifestId] = []
+    honest = Questions.get_manifest
+
+    async def counting(self: Questions, record: PathRecord, peers: Sequence[PeerId]) -> Any:
+        asked.append(record.manifest)
+        return await honest(self, record, peers)
+
+    monkeypatch.setattr(Questions, "get_manifest", counting)
+    async with office() as place:
+        record, nar = signed_path("path", size=BIG)
+        caches = taps(tmp_path, record, nar, "one", "two", "three")
+        async with floor(place, {name: (cache,) for name, cache in caches.items()}) as all_of:
+            first, *others = all_of.turns(record)
+            caches[first].let(4_000_000)
+            answers = [await opened(all_of[name], record) for name in others]
+            heads = [await head_of(answer, 1_000_000) for answer in answers]
+            place.network.cut(all_of.peer(first))
+            for head, answer in zip(heads, answers, strict=True):
+                assert head + await body(answer) == nar
+    assert growing_id(record, all_of.peer(first)) not in asked
 
 
 async def test_an_owner_goes_on_when_nobody_reads_and_keeps_the_whole(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from peer.fetch import Fetch
 from peer.following import Following
 from peer.growing import Growing
 from peer.messages import Growth
-from tests.peer.office import Node, Office, until
+from tests.peer.office import Node, Office, make_path, until
+
+BIG = 12_000_000
 
 
 class Owner:
     def __init__(self, node: Node, record: PathRecord, nar: bytes) -> None:
         """Others may ask it from now on; `asked` counts how often they do."""
-        self.node = node
+        self.node, self.peer = node, node.peer
+        self.record, self.nar = record, nar
         self.asked = 0
         self.growing = Growing(record, node.peer)
         self._cut = MemoryStore()
@@ -76,11 +79,22 @@ async def members(place: Office, *names: str) -> list[Node]:
     return found
 
 
+async def pair(place: Office) -> tuple[Owner, Node]:
+    """One that fetches for all, and another."""
+    one, two = await members(place, "one", "two")
+    return Owner(one, *make_path("path", BIG)), two
+
+
 async def follow(node: Node, owner: Owner, public: bool = False) -> Following:
-    fetch = await node.swarm.office.ask(owner.node.peer, owner.growing.record, public)
+    fetch = await node.swarm.office.ask(owner.peer, owner.growing.record, public)
     assert isinstance(fetch, Following)
     fetch.readers += 1
     return fetch
+
+
+async def leave(fetch: Fetch) -> None:
+    fetch.readers -= 1
+    await fetch.close()
 
 
 async def read(fetch: Fetch, blocks: Sequence[int]) -> bytes:

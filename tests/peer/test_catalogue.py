@@ -120,3 +120,15 @@ def test_what_is_under_way_is_told_until_its_last_download_ends() -> None:
     catalogue.end(second.manifest)
     assert catalogue.look_up(FRIEND, question) is None
     assert catalogue.prefixes(FRIEND) == [] and not catalogue.holds(record.store_hash)
+
+
+def test_of_what_is_under_way_the_last_that_began_is_told() -> None:
+    """What began before it lost its owner, and is left by its readers one by one."""
+    catalogue = Catalogue(MemoryStore(), SALT, Policy().may_have)
+    lost = PUBLIC[0]
+    new = replace(lost, manifest=ManifestId(b"new".ljust(32)))
+    catalogue.begin(lost)
+    catalogue.begin(new)
+    assert catalogue.look_up(FRIEND, salted(SALT, lost.store_hash)) == new
+    catalogue.end(new.manifest)
+    assert catalogue.look_up(FRIEND, salted(SALT, lost.store_hash)) == lost

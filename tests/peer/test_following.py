@@ -13,12 +13,17 @@ from chunker.digest import BlockId
 from chunker.errors import NarMismatch
 from peer import following as following_module
 from peer.errors import NotHere
+from peer.following import Following
 from peer.growing import Growing
 from peer.messages import Growth
 from tests.peer.office import make_path, office, until
-from tests.peer.owner import Owner, follow, members, read, read_all
+from tests.peer.owner import BIG, Owner, follow, leave, members, pair, read, read_all
 
-BIG = 12_000_000
+
+async def finishes(owner: Owner, fetch: Following) -> bool:
+    """Its upstream has brought the rest, and the follower has read all of it."""
+    owner.finish()
+    return await read_all(fetch, len(owner.nar)) == owner.nar
 
 
 async def test_one_fetches_and_the_others_follow_from_the_first_block_on() -> None:
@@ -36,8 +41,7 @@ async def test_one_fetches_and_the_others_follow_from_the_first_block_on() -> No
         for node, fetch in zip((two, three), fetches, strict=True):
             assert await read_all(fetch, len(nar)) == nar
             await fetch.mark_verified()
-            fetch.readers -= 1
-            await fetch.close()
+            await leave(fetch)
             assert node.store.is_verified(owner.final)
             held = node.store.record(record.store_hash)
             assert held is not None and held.manifest == owner.final
@@ -67,54 +71,43 @@ async def test_blocks_come_from_fellows_too() -> None:
 
 async def test_who_comes_late_has_it_all() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         owner.begin()
         owner.grow(60)
         fetch = await follow(two, owner)
-        assert await read(fetch, range(60)) == nar[: fetch.growing.bytes_known]
-        owner.finish()
-        assert await read_all(fetch, len(nar)) == nar
+        assert await read(fetch, range(60)) == owner.nar[: fetch.growing.bytes_known]
+        assert await finishes(owner, fetch)
 
 
 async def test_a_reader_that_left_may_come_back_in_the_same_session() -> None:
     """The second Watch is answered from the beginning; the answers to the first do no harm."""
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         for stop in (20, 40):
             fetch = await follow(two, owner)
             owner.grow(stop)
-            assert await read(fetch, range(stop)) == nar[: fetch.growing.bytes_known]
-            fetch.readers -= 1
-            await fetch.close()
+            assert await read(fetch, range(stop)) == owner.nar[: fetch.growing.bytes_known]
+            await leave(fetch)
         fetch = await follow(two, owner)
-        owner.finish()
-        assert await read_all(fetch, len(nar)) == nar
-        assert two.swarm.counters.bans == 0 and one.peer in two.swarm.sessions()
+        assert await finishes(owner, fetch)
+        assert two.swarm.counters.bans == 0 and owner.peer in two.swarm.sessions()
         assert two.swarm.office.load(owner.growing.id) is fetch.growing
 
 
 async def test_a_session_that_opens_anew_does_not_make_a_liar_of_the_owner() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         fetch = await follow(two, owner)
         owner.finish()
         await until(lambda: fetch.growing.state is Growth.WHOLE)
-        await two.swarm._heard(one.peer, owner.growing.segment(0))
-        assert one.peer in two.swarm.sessions()
-        assert await read_all(fetch, len(nar)) == nar
+        await two.swarm._heard(owner.peer, owner.growing.segment(0))
+        assert owner.peer in two.swarm.sessions()
+        assert await read_all(fetch, len(owner.nar)) == owner.nar
 
 
 async def test_a_segment_that_is_no_part_of_the_nar_costs_its_owner_the_session() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         fetch = await follow(two, owner)
         owner.growing.extend(owner.manifest.blocks[:1], [7])
         owner.tell()
@@ -143,33 +136,26 @@ async def test_the_last_word_of_an_owner_must_be_what_grew() -> None:
 async def test_two_followings_of_one_owner_do_not_end_each_other() -> None:
     """One failed and its reader has not left; the next reader begins anew."""
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         old = await follow(two, owner)
         old.fail("as a test would have it")
         new = await follow(two, owner)
         assert new is not old
-        old.readers -= 1
-        await old.close()
+        await leave(old)
         assert two.swarm.fetches == {owner.growing.id: new}
-        owner.finish()
-        assert await read_all(new, len(nar)) == nar
+        assert await finishes(owner, new)
 
 
 async def test_where_the_owner_is_gone_the_manifest_is_made_from_the_nar() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         fetch = await follow(two, owner)
-        owner.finish()
-        assert await read_all(fetch, len(nar)) == nar
-        place.network.cut(one.peer)
+        assert await finishes(owner, fetch)
+        place.network.cut(owner.peer)
         await until(lambda: not two.swarm.sessions())
         await fetch.mark_verified()
         assert two.store.is_verified(owner.final)
-        held = two.store.record(record.store_hash)
+        held = two.store.record(owner.record.store_hash)
         assert held is not None and held.manifest == owner.final
 
 
@@ -196,26 +182,25 @@ async def test_nothing_is_promised_before_the_owner_has_bytes(
 ) -> None:
     monkeypatch.setattr(following_module, "FIRST_WORD_SECONDS_MAX", 0.2)
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
-        one.swarm.office.publish(owner.growing)
-        assert await two.swarm.office.follow(record, one.peer, False) is None
+        owner, two = await pair(place)
+        owner.node.swarm.office.publish(owner.growing)
+        assert await two.swarm.office.follow(owner.record, owner.peer, False) is None
         assert not two.swarm.fetches
         owner.fail()
-        assert await two.swarm.office.follow(record, one.peer, False) is None
+        assert await two.swarm.office.follow(owner.record, owner.peer, False) is None
 
         monkeypatch.setattr(following_module, "FIRST_WORD_SECONDS_MAX", 20.0)
-        again = Owner(one, record, nar)
-        one.swarm.office.publish(again.growing)
+        again = Owner(owner.node, owner.record, owner.nar)
+        owner.node.swarm.office.publish(again.growing)
         found = []
         async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
-                found.append(await two.swarm.office.follow(record, one.peer, False))
+                found.append(await two.swarm.office.follow(owner.record, owner.peer, False))
 
             nursery.start_soon(wait)
-            await until(lambda: any(again.growing.id in a.watches for a in one.swarm.inbound.met()))
+            met = owner.node.swarm.inbound.met
+            await until(lambda: any(again.growing.id in session.watches for session in met()))
             again.growing.started = True
             again.tell()
         assert found[0] is not None
@@ -225,9 +210,7 @@ async def test_an_owner_that_falls_silent_is_given_up(monkeypatch: pytest.Monkey
     monkeypatch.setattr(following_module, "OWNER_SECONDS_MAX", 0.3)
     monkeypatch.setattr(following_module, "STARVED_SECONDS_MAX", 3600.0)
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         fetch = await follow(two, owner)
         owner.grow(2)
         await fetch.block(1)
@@ -251,9 +234,7 @@ async def test_nobody_starves_behind_an_owner_that_only_says_that_it_lives(
 async def test_a_slow_owner_is_not_taken_for_one_that_has_nothing() -> None:
     """A block that was told of and does not come at once has a holder: the owner."""
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         fetch = await follow(two, owner)
         owner.grow(3)
         await until(lambda: len(fetch.growing.blocks) == 3)
@@ -262,9 +243,7 @@ async def test_a_slow_owner_is_not_taken_for_one_that_has_nothing() -> None:
 
 async def test_what_is_given_up_while_a_segment_is_looked_at_grows_no_other() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
         old = await follow(two, owner)
         owner.grow(8)
         await until(lambda: len(old.growing.blocks) == 8)
@@ -279,19 +258,17 @@ async def test_what_is_given_up_while_a_segment_is_looked_at_grows_no_other() ->
         async with trio.open_nursery() as nursery:
 
             async def hear() -> None:
-                growing = Growing(record, one.peer)
+                growing = Growing(owner.record, owner.peer)
                 growing.extend(owner.manifest.blocks[:20], owner.manifest.lengths[:20])
                 growing.rewrites = owner.manifest.rewrites
-                heard.append(await two.swarm.office.heard(one.peer, growing.segment(8)))
+                heard.append(await two.swarm.office.heard(owner.peer, growing.segment(8)))
 
             two.store.has = slowly  # type: ignore[method-assign]
             nursery.start_soon(hear)
             await asked.wait()
             two.store.has = has  # type: ignore[method-assign]
-            old.readers -= 1
-            await old.close()
+            await leave(old)
             new = await follow(two, owner)
             answers.set()
         assert heard == [[]]
-        owner.finish()
-        assert await read_all(new, len(nar)) == nar
+        assert await finishes(owner, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -9,14 +10,14 @@ import trio
 import trio.lowlevel
 
 from chunker.record import PathRecord, encode_record
+from peer import following as following_module
 from peer import office as office_module
+from peer.certificates import PoolId
 from peer.growing import Growing, growing_id
-from peer.messages import Grown, Growth, Please, Refuse, Sent, Watch
+from peer.messages import Grown, Growth, Please, Refuse, Sent, Show, Watch
 from peer.serving import Due
 from tests.peer.office import make_path, office, until
-from tests.peer.owner import Owner, follow, members, read
-
-BIG = 12_000_000
+from tests.peer.owner import BIG, Owner, follow, leave, members, pair, read
 
 
 async def test_all_rank_alike_and_hear_when_a_share_changes() -> None:
@@ -65,8 +66,7 @@ async def test_an_owner_that_is_lost_is_passed_over_and_its_followers_go_on_else
         fetch.lost()
         await until(lambda: two.swarm.office.rank(record) == [three.peer])
         other = await follow(two, second)
-        fetch.readers -= 1
-        await fetch.close()
+        await leave(fetch)
         second.finish()
         assert head + await read(other, range(30, len(second.manifest.blocks))) == nar
         got = two.swarm.counters.peers[three.peer].blocks
@@ -121,8 +121,7 @@ async def test_what_failed_or_was_given_up_is_offered_no_more() -> None:
         assert {peer for peer, _ in found} == {one.peer, two.peer}
         owner.fail()
         await until(lambda: bool(fetch.failed))
-        fetch.readers -= 1
-        await fetch.close()
+        await leave(fetch)
         assert await three.swarm.questions.find(record.store_hash, 2) == []
         assert two.swarm.office.load(owner.growing.id) is None
         assert two.catalogue._under_way == one.catalogue._under_way == {}
@@ -190,14 +189,13 @@ async def test_a_stranger_is_neither_asked_nor_told() -> None:
 
 async def test_a_please_that_our_keys_do_not_admit_costs_no_upstream() -> None:
     async with office() as place:
-        one, two = await members(place, "one", "two")
-        record, nar = make_path("path", BIG)
-        owner = Owner(one, record, nar)
+        owner, two = await pair(place)
+        one, record = owner.node, owner.record
         one.swarm.policies = replace(one.swarm.policies, admits=lambda _: False)
-        assert await two.swarm.office.ask(one.peer, record, False) is None
+        assert await two.swarm.office.ask(owner.peer, record, False) is None
         assert owner.asked == 0
         one.swarm.policies = replace(one.swarm.policies, admits=lambda _: True)
-        assert await two.swarm.office.ask(one.peer, record, False) is not None
+        assert await two.swarm.office.ask(owner.peer, record, False) is not None
 
 
 async def test_a_please_must_be_about_one_path() -> None:
@@ -267,3 +265,43 @@ async def test_a_cache_tells_members_what_its_upstreams_have() -> None:
         place.known = lambda peer: False
         assert await one.swarm.look_for(two.peer, Please(1, record.store_hash)) is None
         assert asked == [record.store_hash, "0" * 32, record.store_hash]
+
+
+async def test_a_share_that_changes_while_two_greet_each_other_is_told() -> None:
+    """After our Hello, before they are met."""
+    async with office() as place:
+        one = await place.start("one", "gateway")
+        show = one.swarm.introductions.show
+
+        def changing(pools: Collection[PoolId]) -> Show:
+            one.swarm.introductions.show = show  # type: ignore[method-assign]
+            one.swarm.office.offers_to_fetch(1024)
+            return show(pools)
+
+        one.swarm.introductions.show = changing  # type: ignore[method-assign,assignment]
+        two = await place.start("two", "gateway", "one")
+        record, _ = make_path("path", BIG)
+        await until(lambda: two.swarm.office.rank(record) == [one.peer])
+
+
+async def test_nobody_waits_for_the_first_word_of_who_does_not_fetch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody told of it who had not heard yet that it failed."""
+    monkeypatch.setattr(following_module, "FIRST_WORD_SECONDS_MAX", 3600.0)
+    async with office() as place:
+        owner, two = await pair(place)
+        assert await two.swarm.office.follow(owner.record, owner.peer, False) is None
+        owner.begin()
+        owner.fail()
+        assert await two.swarm.office.follow(owner.record, owner.peer, False) is None
+        assert not two.swarm.fetches
+
+
+async def test_a_refusal_of_an_older_watch_is_no_word_on_the_newer() -> None:
+    async with office() as place:
+        owner, two = await pair(place)
+        older = two.swarm.sessions_open()[0].watching(owner.growing.id)
+        fetch = await follow(two, owner)
+        two.swarm.office.refused(owner.peer, older.request)
+        assert not fetch.failed

@@ -323,6 +323,24 @@ async def test_a_fetch_under_way_is_joined_not_doubled() -> None:
         await first.complete()
 
 
+async def test_who_joins_a_fetch_asks_those_who_offer_it_what_they_hold() -> None:
+    """When it began, two said that it had nothing."""
+    async with office() as place:
+        record, nar = make_path("path", BIG)
+        record = hold(place.stores.setdefault("one", MemoryStore()), record, nar)
+        one, two = await place.start("one", "seed"), await place.start("two", "gateway")
+        me = await place.start("me", "gateway", "one", "two")
+        fetch = await Fetch.open(me.swarm, record, [(one.peer, record)])
+        assert fetch is not None
+        fetch.readers += 1
+        place.network.cut(one.peer)
+        await until(lambda: me.swarm.sessions() == (two.peer,))
+        two.catalogue.add(hold(two.store, record, nar))
+        assert await Fetch.open(me.swarm, record, [(two.peer, record)]) is fetch
+        await fetch.complete()
+        assert nar_at(me, fetch) == nar
+
+
 async def test_private_and_absent_answer_alike() -> None:
     """Every question about a path that is not for the asker gets what an unknown path gets."""
     async with office() as place:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from tests.sim.faults import FAULTS
 from tests.sim.growth import PEERS, grow
-from tests.sim.shells import SHELL_FAULTS, Scenario
+from tests.sim.shells import LINE_FAULTS, SHELL_FAULTS, Scenario
 from tests.sim.world import Outcome, Violation, World
 
 
@@ -59,12 +59,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=100, help="seeds 0 to N-1 (100)")
     parser.add_argument("--peers", type=int, default=64, help="how many peers (64)")
     parser.add_argument("--faults", default="all", help=f"all, none, or of {','.join(FAULTS)}")
+    shell_faults = (*SHELL_FAULTS, *LINE_FAULTS)
     parser.add_argument("--shells", action="store_true",
-                        help=f"tier B; faults are {','.join(SHELL_FAULTS)}")  # fmt: skip
+                        help=f"tier B; faults are {','.join(shell_faults)}")  # fmt: skip
     parser.add_argument("--growth", action="store_true", help="without faults, in growing swarms")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    known = SHELL_FAULTS if options.shells else FAULTS
+    known = shell_faults if options.shells else FAULTS
     unknown = set(options.faults.split(",")) - {"all", "none", *known}
     if unknown:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")

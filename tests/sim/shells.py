@@ -5,6 +5,12 @@ An office of 8 to 16 machines, each connected to each. Two to four of them have 
 gives 64 KiB every 50 ms. Everybody wants the same NAR at about the same time; meanwhile members are
 cut off and come back, readers are cancelled at their n-th step, and who fetches for all is lost in
 the middle. In the end everybody has read the right bytes, and nothing is left behind.
+
+With one of LINE_FAULTS all have an upstream, and it is told what came through the line needlessly:
+
+    upstream    those of one or two machines that fetch for all break off in the middle
+    liars       a quarter holds the NAR, says so, and sends blocks with a bit flipped
+    delay       each piece of a stream is under way for up to 30 ms
 """
 
 from __future__ import annotations
@@ -12,9 +18,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import trio
@@ -30,17 +35,24 @@ from gateway.policy import any_of
 from gateway.pump import BodyBroken
 from gateway.signing import KeyRing, SecretKey
 from gateway.trust import Admitted, admit
-from tests.peer.office import Node, Office, make_path, until
+from peer.messages import Message, Sent
+from peer.serving import Due
+from tests.peer.office import Node, Office, hold, make_path, until
+
+from .line import PIECE_SECONDS, Line, Upstream
 
 NAR_BYTES = 2_400_000
-PIECE_BYTES = 64 * 1024
-PIECE_SECONDS = 0.05
 START_SECONDS_MAX = 1.5
 SECONDS_MAX = 300.0
 """Of virtual time: in this everybody completes."""
 AGAIN_SECONDS = 0.5
 STEPS_MAX = 400
 SHELL_FAULTS = ("cut", "owner", "cancel", "poison")
+LINE_FAULTS = ("upstream", "liars", "delay")
+DELAY_SECONDS_MAX = 0.03
+LIARS_SHARE = 4
+SUMMARY_SECONDS = 1.0
+"""Until all know what the liars hold; then everybody wants it within a tenth of that."""
 KEY = SecretKey("sim-1", bytes(32))
 
 
@@ -50,12 +62,13 @@ class Leak(AssertionError):
 
 @dataclass
 class Outcome:
-    """`broken`: bodies that were cut, by machine; `copies`: how often an upstream was read."""
+    """`broken`: bodies that were cut, by machine; `copies` and `needless`: see `line.Line`."""
 
     seed: int
     machines: int
     seconds: float = 0.0
     copies: int = 0
+    needless: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     deceived: list[str] = field(default_factory=list)
@@ -109,41 +122,14 @@ class Steps(trio.abc.Instrument):
                 scope.cancel()
 
 
-class Upstream:
-    """What Deliveries asks of an upstream, for one NAR."""
-
-    url = "sim://upstream"
-
-    def __init__(self, record: PathRecord, nar: bytes, outcome: Outcome) -> None:
-        self._info = SimpleNamespace(
-            nar_hash=record.nar_hash, nar_size=record.nar_size, url="nar/of-it.nar"
-        )
-        self._nar = nar
-        self._outcome = outcome
-
-    async def narinfo(self, store_hash: str) -> Any:
-        await trio.sleep(PIECE_SECONDS)
-        return self._info
-
-    @asynccontextmanager
-    async def nar(self, info: Any) -> AsyncIterator[AsyncIterator[bytes]]:
-        self._outcome.copies += 1
-
-        async def pieces() -> AsyncGenerator[bytes, None]:
-            for at in range(0, len(self._nar), PIECE_BYTES):
-                await trio.sleep(PIECE_SECONDS)
-                yield self._nar[at : at + PIECE_BYTES]
-
-        async with aclosing(pieces()) as source:
-            yield source
-
-
 class Machine:
     """A node of the office with what reads through it."""
 
     def __init__(self, name: str, node: Node, upstream: Upstream | None) -> None:
         self.name = name
         self.node = node
+        self.upstream = upstream
+        self.lies = False
         upstreams: Any = () if upstream is None else (upstream,)
         self.deliveries = Deliveries(node.store, node.swarm, upstreams, KeyRing([]))
 
@@ -161,9 +147,9 @@ class Machine:
 
     def poison(self, lie: bytes) -> None:
         """From now on it says of another NAR that it is the one that was asked for."""
-        real, upstreams = self.deliveries.fill, self.deliveries._upstreams
-        for upstream in upstreams:
-            upstream._nar = lie  # type: ignore[attr-defined]
+        real = self.deliveries.fill
+        if self.upstream is not None:
+            self.upstream.nar_bytes = lie
 
         def fill(record: PathRecord) -> Filling | None:
             filling = real(record)
@@ -172,6 +158,23 @@ class Machine:
             return filling
 
         self.deliveries.fill = fill  # type: ignore[method-assign]
+
+    def lie(self, record: PathRecord, nar: bytes) -> None:
+        """From now on it holds the NAR, and flips a bit in each block that it sends."""
+        self.lies = True
+        self.node.catalogue.add(hold(self.node.store, record, nar))
+        sending = self.node.swarm.sending
+        honest = sending._read
+
+        def corrupt(due: Due) -> Message:
+            answer = honest(due)
+            if not isinstance(answer, Sent):
+                return answer
+            payload = bytearray(answer.encoded.payload)
+            payload[len(payload) // 2] ^= 1
+            return replace(answer, encoded=replace(answer.encoded, payload=bytes(payload)))
+
+        sending._read = corrupt  # type: ignore[method-assign]
 
     def check(self) -> None:
         """Nothing is under way, and the books say so. Raises Leak."""
@@ -221,6 +224,9 @@ class Scenario:
         text = fingerprint(record.store_path, record.nar_hash, record.nar_size, record.references)
         record = replace(record, signatures=(KEY.sign(text),))
         self._admitted = admit(record, any_of(KeyRing([KEY.public])))
+        self._line = Line(record)
+        self._line_chance = random.Random(f"line {seed}")
+        self._is_counted = not set(LINE_FAULTS).isdisjoint(faults)
 
     def run(self) -> Outcome:
         clock = trio.testing.MockClock(autojump_threshold=0)
@@ -233,16 +239,19 @@ class Scenario:
         with trio.fail_after(SECONDS_MAX):
             async with trio.open_nursery() as nursery:
                 place = Office(nursery)
+                if "delay" in self._faults:
+                    place.network.delay = self._delay
                 await self._start(place, nursery)
                 liar = self._poisoned()
                 async with trio.open_nursery() as readers:
                     for machine in self._machines:
-                        if machine is liar:
+                        if machine is liar or machine.lies:
                             continue
                         readers.start_soon(self._read, machine)
                     for fault in self._drawn():
                         readers.start_soon(fault, place)
                 self.outcome.seconds = trio.current_time()
+                self.outcome.copies, self.outcome.needless = self._line.copies, self._line.needless
                 await trio.sleep(2.0)  # for the last cancels and news to arrive
                 for machine in self._machines:
                     machine.check()
@@ -254,15 +263,27 @@ class Scenario:
         with_upstream = self._chance.randint(2, 4)
         for n, name in enumerate(names):
             node = await place.start(name, "gateway", *names[:n])
-            upstream = Upstream(record, self._nar, self.outcome) if n < with_upstream else None
+            upstream = None
+            if n < with_upstream or self._is_counted:
+                upstream = Upstream(name, record, self._nar, self._line)
             machine = Machine(name, node, upstream)
             await nursery.start(machine.deliveries.run)
             self._machines.append(machine)
+        self._line.machines = self._machines
         everybody = len(names) - 1
         await until(lambda: all(len(m.node.swarm.sessions()) >= everybody for m in self._machines))
+        if "liars" in self._faults:
+            for machine in self._machines[-(len(names) // LIARS_SHARE) :]:
+                machine.lie(record, self._nar)
+            await trio.sleep(SUMMARY_SECONDS)
+
+    def _delay(self) -> float:
+        return self._line_chance.random() * DELAY_SECONDS_MAX
 
     async def _read(self, machine: Machine) -> None:
-        await trio.sleep(self._chance.random() * START_SECONDS_MAX)
+        at_once = "liars" in self._faults
+        start_seconds_max = SUMMARY_SECONDS / 10 if at_once else START_SECONDS_MAX
+        await trio.sleep(self._chance.random() * start_seconds_max)
         cancelled = "cancel" in self._faults and self._chance.random() < 0.4
         if cancelled:
             self.outcome.cancelled.add(machine.name)
@@ -298,6 +319,8 @@ class Scenario:
             drawn += [self._cut] * self._chance.randint(0, self.outcome.machines // 3)
         if "owner" in self._faults and self._chance.random() < 0.7:
             drawn.append(self._lose_owner)
+        if "upstream" in self._faults:
+            drawn.append(self._break_off)
         return drawn
 
     async def _cut(self, place: Office) -> None:
@@ -312,6 +335,19 @@ class Scenario:
                 if running and running[0].growing.bytes_known > NAR_BYTES // 3:
                     await self._away(place, machine, 10.0)
                     return
+            await trio.sleep(PIECE_SECONDS)
+
+    async def _break_off(self, place: Office) -> None:
+        """Machines whose upstreams bring more than a drawn part of the NAR, one after the other."""
+        left, part = self._line_chance.randint(1, 2), self._line_chance.random() * 0.8
+        for _ in range(200):
+            for machine in self._machines:
+                upstream, running = machine.upstream, machine.deliveries.running()
+                grown = max((filling.growing.bytes_known for filling in running), default=0)
+                if upstream and not upstream.is_broken and grown > part * NAR_BYTES and left:
+                    self.outcome.faults.append(f"{trio.current_time():.2f} broke {machine.name}")
+                    upstream.is_broken = True
+                    left -= 1
             await trio.sleep(PIECE_SECONDS)
 
     async def _away(self, place: Office, machine: Machine, seconds: float) -> None:

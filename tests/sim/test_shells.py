@@ -9,7 +9,11 @@ import pytest
 import trio
 
 import gateway.delivery
+from chunker.record import PathRecord
+from gateway.delivery import Deliveries
+from gateway.sources import Tried
 from peer.fetch import Fetch
+from peer.identity import PeerId
 from tests.sim.shells import SHELL_FAULTS, Leak, Outcome, Scenario
 
 SEEDS = 30
@@ -68,6 +72,21 @@ def test_an_owner_whose_upstream_failed_does_not_stand_in_the_way_of_itself() ->
     assert all(outcome.poisoner and not outcome.deceived for outcome in outcomes)
 
 
+@pytest.mark.parametrize(
+    "faults", [("owner", "delay"), ("upstream", "delay"), ("liars",), ("liars", "delay")]
+)
+def test_of_those_who_lost_their_source_one_alone_goes_to_the_upstream(
+    faults: tuple[str, ...],
+) -> None:
+    """All learn of it at other moments, and ask each other while messages are under way."""
+    outcomes = [run(seed, faults) for seed in range(8)]
+    assert [outcome.needless for outcome in outcomes] == [[]] * len(outcomes)
+    for outcome in outcomes:
+        assert outcome.copies <= 1 + len(outcome.faults)
+        assert set(outcome.broken) <= outcome.away
+    assert any(outcome.faults for outcome in outcomes) or "liars" in faults
+
+
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     assert run(seed).trace == run(seed).trace
@@ -91,6 +110,19 @@ def test_canary_a_gateway_that_asks_no_holder_to_fetch_is_caught(
     monkeypatch.setattr(gateway.delivery, "OWNERS_ASKED_MAX", 0)
     broken = [run(seed, ("owner",)) for seed in range(8)]
     assert any(set(outcome.broken) - outcome.away for outcome in broken)
+
+
+def test_canary_gateways_that_each_take_their_own_turn_first_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = Deliveries._turns
+
+    def own_first(self: Deliveries, record: PathRecord, tried: Tried) -> list[PeerId]:
+        me = self._swarm.me
+        return sorted(honest(self, record, tried), key=lambda owner: owner != me)
+
+    monkeypatch.setattr(Deliveries, "_turns", own_first)
+    assert any(run(seed, ("owner", "delay")).needless for seed in range(3))
 
 
 def _has(error: BaseException, kind: type[BaseException]) -> bool:
