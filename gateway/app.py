@@ -13,7 +13,6 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,7 +25,6 @@ from peer.discovery import Discovery
 from peer.errors import IdentityError
 from peer.identity import Address, Identity, PeerId, load_or_create, parse_address
 from peer.policies import Policies
-from peer.surroundings import networks
 from peer.swarm import Swarm
 
 from . import control, nixconf
@@ -35,19 +33,17 @@ from .activation import inherited_listeners
 from .alarm_bell import AlarmBell
 from .config import Config
 from .errors import ConfigError, StoreProblem
-from .explain import Explainer
+from .node import Node
 from .offer import audience
 from .offer import policy as offers_to
 from .policy import Policy, without
 from .pool_keeper import PoolKeeper, wall_clock
-from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .delivery import Deliveries
     from .substituter import Substituter
     from .transfers import Transfers
     from .uploads import Uploads
@@ -57,58 +53,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 MEASURE_SECONDS = 0.5
-
-
-@dataclass
-class Node:
-    """A running process: its store, swarm and, for a gateway, its substituter."""
-
-    config: Config
-    identity: Identity
-    store: PackStore
-    swarm: Swarm
-    policy: Policy
-    alarms: AlarmBell
-    pools: PoolKeeper
-    substituter: Substituter | None = None
-    deliveries: Deliveries | None = None
-    upstreams: tuple[Upstream, ...] = ()
-    http_port: int = 0
-    upstream_rates: UpstreamRates = field(default_factory=UpstreamRates)
-
-    def status(self) -> dict[str, object]:
-        """What `narswarm status --json` prints."""
-        now = trio.current_time()
-        answer: dict[str, object] = {
-            "role": self.config.role,
-            "peer_id": self.identity.peer_id,
-            "process": os.getpid(),
-            "addresses": [address.text for address in self.swarm.addresses()],
-            "store": str(self.config.store),
-            **store_report(self.store),
-            **swarm_report(now, self.swarm, networks()),
-            "pools": self.pools.status(),
-            "conflicts": self.alarms.report(),
-        }
-        transfers = peer_transfers(now, self.swarm)
-        if self.substituter is not None:
-            answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
-            answer["asked"] = list(self.substituter.asked)
-            answer |= served_report(
-                self.substituter.served, self.substituter.deliveries.upstream_bytes,
-                self.swarm.traffic, self.upstream_rates,
-            )  # fmt: skip
-            transfers += self.upstream_rates.report(now)
-        elif self.deliveries is not None:
-            answer["upstream_bytes"] = self.deliveries.upstream_bytes
-            transfers += self.upstream_rates.report(now)
-        answer["transfers"] = transfers
-        return answer
-
-    async def explain(self, store_path: str) -> dict[str, object]:
-        """What `narswarm explain --json` prints."""
-        explainer = Explainer(self.store, self.swarm, self.upstreams, self.policy, self.alarms.saw)
-        return await explainer.explain(store_path)
 
 
 @asynccontextmanager
@@ -164,6 +108,7 @@ async def serve_http(
 
     config, transfers = running.config, Transfers()
     running.upstreams = _upstreams(config, transfers)
+    running.policies_of = _policies_of(running)
     substituter = Substituter(
         running.store,
         running.swarm,
@@ -172,7 +117,7 @@ async def serve_http(
         publish_keys(config),
         config.priority,
         ranks=_ranks(config, running.upstreams),
-        policies_of=_policies_of(running),
+        policies_of=running.policies_of,
         saw=running.alarms.saw,
         hears_all=config.conflicts == "refuse",
     )
