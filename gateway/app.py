@@ -121,7 +121,7 @@ async def serve_http(
         saw=running.alarms.saw,
         hears_all=config.conflicts == "refuse",
     )
-    uploads = _uploads(running)
+    uploads = running.uploads = _uploads(running)
     listeners = inherited_listeners() or await _listeners(config)
     port = listeners[0].socket.getsockname()[1]
     running.substituter, running.http_port = substituter, port
@@ -163,6 +163,7 @@ def _uploads(running: Node) -> Uploads | None:
         upload_token(config.store, config.http_host),
         lambda record: policy.suffices(record) or policy.publishes(record, publish),
         running.swarm.catalogue.add,
+        config.upload_spool_bytes,
     )
 
 

@@ -22,11 +22,20 @@ from .config import Config
 from .explain import Explainer
 from .policy import Policy
 from .pool_keeper import PoolKeeper
-from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
+from .report import (
+    UpstreamRates,
+    closures_report,
+    peer_transfers,
+    served_report,
+    store_report,
+    swarm_report,
+    uploads_report,
+)
 
 if TYPE_CHECKING:
     from .delivery import Deliveries
     from .substituter import Substituter
+    from .uploads import Uploads
     from .upstream import Upstream
 
 
@@ -43,6 +52,7 @@ class Node:
     pools: PoolKeeper
     substituter: Substituter | None = None
     deliveries: Deliveries | None = None
+    uploads: Uploads | None = None
     upstreams: tuple[Upstream, ...] = ()
     policies_of: Mapping[str, Policy] = field(default_factory=dict)
     """By the URL of an upstream with keys of its own."""
@@ -67,11 +77,14 @@ class Node:
         if self.substituter is not None:
             answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
             answer["asked"] = list(self.substituter.asked)
+            answer["closures"] = closures_report(self.substituter.closures)
             answer |= served_report(
                 self.substituter.served, self.substituter.deliveries.upstream_bytes,
                 self.swarm.traffic, self.upstream_rates,
             )  # fmt: skip
             transfers += self.upstream_rates.report(now)
+            if self.uploads is not None:
+                answer["uploads"] = uploads_report(self.uploads)
         elif self.deliveries is not None:
             answer["upstream_bytes"] = self.deliveries.upstream_bytes
             transfers += self.upstream_rates.report(now)

@@ -44,7 +44,6 @@ from .server import Request, Response, short
 
 log = logging.getLogger(__name__)
 
-SPOOL_BYTES_MAX = 16 * 1024**3
 SPOOL_FILES_MAX = 1024
 SPOOL_SECONDS_MAX = 3600.0
 DISK_RESERVE_BYTES = 256 * 1024 * 1024
@@ -68,6 +67,17 @@ class Spooled:
     until: float
 
 
+@dataclass
+class Counts:
+    """Since the start."""
+
+    paths: int = 0
+    """Accepted, with those that were here before."""
+    nar_bytes: int = 0
+    """Of what came in with them, in plain."""
+    refused: int = 0
+
+
 class Refused(Exception):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -83,10 +93,11 @@ class Uploads:
         token: str,
         admits: Callable[[PathRecord], bool],
         offer: Callable[[PathRecord], None],
-        bytes_max: int = SPOOL_BYTES_MAX,
+        bytes_max: int,
     ) -> None:
         """`directory` is ours alone and emptied. `admits`: whether a key that counts signed it.
-        `offer` tells the swarm of what is in the store."""
+        `offer` tells the swarm of what is in the store. `bytes_max`: of the spool."""
+        self.counts = Counts()
         self._directory = directory
         self._store = store
         self._token = token
@@ -113,6 +124,10 @@ class Uploads:
             log.warning("no narinfo came for %s within an hour; it is dropped", name)
             self._drop(name)
 
+    def spooled_bytes(self) -> int:
+        """What waits for its narinfo, and what is on its way."""
+        return sum(entry.size for entry in self._spool.values()) + self._reserved
+
     async def put(self, request: Request, pieces: AsyncGenerator[bytes, None]) -> Response:
         """The server's PutHandler."""
         try:
@@ -121,6 +136,7 @@ class Uploads:
             async with aclosing(pieces) as body:
                 return await self._put(request, body)
         except Refused as refused:
+            self.counts.refused += 1
             more = [("WWW-Authenticate", 'Basic realm="narswarm"')] if refused.status == 401 else []
             return short(refused.status, refused.reason, *more)
 
@@ -176,8 +192,8 @@ class Uploads:
         if size > self._bytes_max:
             raise Refused(413, f"more than the {self._bytes_max} bytes that are spooled at most")
         self.expire()
-        spooled = sum(entry.size for entry in self._spool.values())
-        if spooled + self._reserved + size > self._bytes_max or len(self._spool) >= SPOOL_FILES_MAX:
+        too_much = self.spooled_bytes() + size > self._bytes_max
+        if too_much or len(self._spool) >= SPOOL_FILES_MAX:
             raise Refused(507, "the spool is full of NARs whose narinfos have not come")
         if shutil.disk_usage(self._directory).free < size + DISK_RESERVE_BYTES:
             raise Refused(507, "the disk is full")
@@ -207,6 +223,7 @@ class Uploads:
                     raise Refused(404, f"its NAR {info.url!r:.200} is not here; put that first")
                 async with self._ingests:
                     manifest = await trio.to_thread.run_sync(self._ingest, spooled, info, record)
+                self.counts.nar_bytes += record.nar_size
             kept = await trio.to_thread.run_sync(self._keep, record, manifest)
         except StoreError as error:
             raise Refused(507, str(error)) from error
@@ -216,6 +233,7 @@ class Uploads:
         except OSError as error:
             raise Refused(507, f"cannot read the spool: {error.strerror}") from error
         self._drop(info.url)
+        self.counts.paths += 1
         self._offer(kept)
 
     def _ingest(self, spooled: Spooled, info: Narinfo, record: PathRecord) -> ManifestId:

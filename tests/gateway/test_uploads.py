@@ -20,9 +20,10 @@ from gateway import uploads as uploads_module
 from gateway.errors import ConfigError
 from gateway.narinfo import fingerprint, format, nar_url
 from gateway.offer import is_signed
+from gateway.report import uploads_report
 from gateway.server import BodyBroken, Request, serve
 from gateway.signing import KeyRing
-from gateway.uploads import NETRC_NAME, SPOOL_SECONDS_MAX, Uploads, upload_token
+from gateway.uploads import NETRC_NAME, SPOOL_SECONDS_MAX, Counts, Uploads, upload_token
 from tests.gateway.test_substituter import FOREIGN, KEY, signed_path
 
 TOKEN = "secret-token"
@@ -80,6 +81,7 @@ async def test_a_nar_counts_when_its_signed_narinfo_comes(tmp_path: Path, compre
     assert place.files() == []
     # The same path again needs no NAR: it is here.
     assert await place.put(f"/{record.store_hash}.narinfo", narinfo) == 200
+    assert place.uploads.counts == Counts(paths=2, nar_bytes=len(nar))
 
 
 @pytest.mark.parametrize("fault", ["other nar", "cut", "longer", "not a nar", "damaged xz", "bomb"])
@@ -108,6 +110,8 @@ async def test_who_signed_decides(tmp_path: Path) -> None:
         status = await place.put(f"/{record.store_hash}.narinfo", narinfo_of(refused, NAR[1:]))
         assert status == 403
     assert place.store.record(record.store_hash) is None
+    assert place.uploads.counts == Counts(refused=2)
+    assert uploads_report(place.uploads)["spooled_bytes"] == len(nar)
     assert await place.put(f"/{record.store_hash}.narinfo",
                            narinfo_of(signed_by(record), NAR[1:])) == 200  # fmt: skip
 
@@ -150,6 +154,7 @@ async def test_the_spool_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert await place.put(NAR, bytes(1001)) == 413
     assert await place.put(NAR, b"") == 400
     assert await place.put(NAR, bytes(600)) == 200
+    assert place.uploads.spooled_bytes() == 600
     assert await place.put(NAR.replace("1as", "2as"), bytes(600)) == 507
     assert await place.put(NAR.replace("1as", "2as"), bytes(400)) == 200
     monkeypatch.setattr(uploads_module, "SPOOL_FILES_MAX", 2)
