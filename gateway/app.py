@@ -44,6 +44,7 @@ from .trust import trusted_manifest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from .shelf import Shelf
     from .substituter import Substituter
     from .transfers import Transfers
     from .uploads import Uploads
@@ -109,6 +110,7 @@ async def serve_http(
     config, transfers = running.config, Transfers()
     running.upstreams = _upstreams(config, transfers)
     running.policies_of = _policies_of(running)
+    shelf = _shelf(config)
     substituter = Substituter(
         running.store,
         running.swarm,
@@ -120,8 +122,9 @@ async def serve_http(
         policies_of=running.policies_of,
         saw=running.alarms.saw,
         hears_all=config.conflicts == "refuse",
+        shelf=shelf,
     )
-    uploads = running.uploads = _uploads(running)
+    uploads = running.uploads = None if shelf is None else _uploads(running, shelf)
     listeners = inherited_listeners() or await _listeners(config)
     port = listeners[0].socket.getsockname()[1]
     running.substituter, running.http_port = substituter, port
@@ -150,13 +153,22 @@ async def _listeners(config: Config) -> list[trio.SocketListener]:
         ) from error
 
 
-def _uploads(running: Node) -> Uploads | None:
-    """Where `nix copy --to` may put paths, if it may."""
+def _shelf(config: Config) -> Shelf | None:
+    """For what comes beside NARs, where anything may be put here. Raises ConfigError."""
+    from .shelf import Shelf
+
+    directory = config.store / "shelf"
+    try:
+        return Shelf(directory) if config.accept_uploads else None
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from error
+
+
+def _uploads(running: Node, shelf: Shelf) -> Uploads:
+    """Where `nix copy --to` puts paths."""
     from .uploads import Uploads, upload_token
 
     config, policy, publish = running.config, running.policy, publish_keys(running.config)
-    if not config.accept_uploads:
-        return None
     return Uploads(
         config.store / "uploads",
         running.store,
@@ -164,6 +176,8 @@ def _uploads(running: Node) -> Uploads | None:
         lambda record: policy.suffices(record) or policy.publishes(record, publish),
         running.swarm.catalogue.add,
         config.upload_spool_bytes,
+        shelf,
+        policy.keys,
     )
 
 

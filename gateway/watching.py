@@ -164,6 +164,7 @@ def _uploaded(answer: Answer) -> list[str]:
     if not isinstance(uploads, dict):
         return []
     words = [f"{uploads['paths']} paths were put here, {size(uploads['nar_bytes'])} of them new"]
+    words += [f"{uploads[kind]} {kind}" for kind in ("realisations", "logs") if uploads[kind]]
     words += [f"{uploads['refused']} requests refused"] * bool(uploads["refused"])
     words += [f"{size(uploads['spooled_bytes'])} wait"] * bool(uploads["spooled_bytes"])
     return [", ".join(words)]
