@@ -25,7 +25,7 @@ from gateway.signing import KeyRing, SecretKey
 from gateway.substituter import Substituter
 from gateway.upstream import FileCache
 from gateway.vouching import publish
-from tests.gateway.test_content_address import ALL, one
+from tests.gateway.test_content_address import ALL, ONE_ID, one
 from tests.gateway.test_policy import sign
 from tests.gateway.test_substituter import KEY, border, signed_path, write_cache
 from tests.peer.office import hold, office, until
@@ -244,6 +244,22 @@ async def test_a_lie_about_the_size_costs_the_honest_upstream_nothing(tmp_path: 
             assert me.substituter.deliveries.fill(false) is not None
             await until(lambda: not me.substituter.deliveries.running())
             assert await me.nar(record) == nar
+
+
+async def test_what_no_address_can_prove_costs_an_honest_upstream_nothing(tmp_path: Path) -> None:
+    """Its bytes are right, and only a signature could say so."""
+    other, other_nar = one("fixed:r:sha256", "small")
+    for record, nar in ONE_ID:
+        write_cache(tmp_path, record, nar)
+    async with office() as place:
+        honest = Guarded(write_cache(tmp_path, other, other_nar))
+        async with border(place, upstreams=(honest,), policy=NOBODY) as me:  # type: ignore[arg-type]
+            deliveries = me.substituter.deliveries
+            for record, _ in ONE_ID:
+                assert deliveries.fill(record) is not None
+                await until(lambda: not deliveries.running())
+                assert me.node.store.record(record.store_hash) is None
+            assert await me.nar(other) == other_nar
 
 
 @pytest.mark.parametrize(("kind", "name"), UNBOUND)
