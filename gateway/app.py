@@ -88,7 +88,8 @@ async def node(config: Config) -> AsyncIterator[Node]:
         running = Node(config, identity, store, swarm, policy, alarms, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
-            await nursery.start(control.serve, config.store, running.status, running.explain)
+            verbs = {"explain": running.explain, "sign": running.countersign}
+            await nursery.start(control.serve, config.store, running.status, verbs)
             nursery.start_soon(_flush, store)
             nursery.start_soon(pools.run, swarm, transport)
             nursery.start_soon(_discover, running)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from chunker.packs import PackStore
+from chunker.record import PathRecord
 from peer.identity import Identity
 from peer.surroundings import networks
 from peer.swarm import Swarm
 
 from .alarm_bell import AlarmBell
 from .config import Config
+from .countersigning import Countersigner
 from .explain import Explainer
 from .policy import Policy
 from .pool_keeper import PoolKeeper
@@ -97,3 +99,12 @@ class Node:
             self.store, self.swarm, self.upstreams, self.policy, self.alarms.saw, self.policies_of
         )  # fmt: skip
         return await explainer.explain(store_path)
+
+    async def countersign(self, text: str) -> dict[str, object]:
+        """What `narswarm sign --role` gets for one path."""
+        return await Countersigner(self.store, self._came_anew).add(text)
+
+    def _came_anew(self, record: PathRecord) -> None:
+        self.swarm.catalogue.add(record)
+        if self.substituter is not None:
+            self.substituter.forget(record.store_hash)

@@ -185,6 +185,10 @@ class Substituter:
     def _has_peers(self) -> bool:
         return bool(self._swarm.sessions_open() or self._swarm.dialling.undecided)
 
+    def forget(self, store_hash: str) -> None:
+        """Its record is another than before."""
+        self._lookups.forget(store_hash)
+
     async def look_up(self, store_hash: str) -> Known | None:
         """The record that the policy admits, from here, from peers or from an upstream."""
         known = self._lookups.known(store_hash)
