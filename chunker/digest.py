@@ -5,7 +5,7 @@ BLAKE3-256 (https://github.com/BLAKE3-team/BLAKE3) names blocks and manifests; S
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import NewType, Protocol
 
 import blake3
 
@@ -24,6 +24,18 @@ STORE_HASH_CHARS = 32
 NIX32_ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
 _NIX32_PAIRS = [first + second for first in NIX32_ALPHABET for second in NIX32_ALPHABET]
 _NIX32_VALUES = {char: value for value, char in enumerate(NIX32_ALPHABET)}
+
+
+class Digest(Protocol):
+    """As hashlib has them."""
+
+    def update(self, data: Bytes, /) -> object: ...
+
+    def digest(self) -> bytes: ...
+
+
+def new_blake3() -> Digest:
+    return blake3.blake3()
 
 
 def block_id(data: Bytes) -> BlockId:

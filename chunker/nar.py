@@ -14,6 +14,7 @@ import stat
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 from .errors import NarError
 
@@ -43,13 +44,22 @@ class Entry:
     target: bytes = b""
 
 
+class Contents(Protocol):
+    """Who wants to see what files hold, before their entries come."""
+
+    def begin(self, size: int) -> None: ...
+
+    def feed(self, data: memoryview) -> None: ...
+
+
 _Machine = Generator[int, bytes, None]
 
 
 class NarReader:
     """feed bytes, get entries. Raises NarError, and is finished then."""
 
-    def __init__(self) -> None:
+    def __init__(self, contents: Contents | None = None) -> None:
+        self._shown = contents
         self._buffer = bytearray()
         self._skip = 0
         self._entries: list[Entry] = []
@@ -67,6 +77,8 @@ class NarReader:
             if self._skip:
                 step = min(self._skip, len(view) - at)
                 self._skip -= step
+                if self._shown is not None:
+                    self._shown.feed(view[at : at + step])
             else:
                 step = min(self._need - len(self._buffer), len(view) - at)
                 self._buffer += view[at : at + step]
@@ -150,6 +162,8 @@ class NarReader:
 
     def _contents(self, size: int) -> _Machine:
         padding = -size % 8
+        if self._shown is not None:
+            self._shown.begin(size)
         if size:
             # `skip` bytes pass by unseen; the last of them wakes the machine through `need` 0.
             self._skip = size

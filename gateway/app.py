@@ -13,7 +13,6 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,7 +25,6 @@ from peer.discovery import Discovery
 from peer.errors import IdentityError
 from peer.identity import Address, Identity, PeerId, load_or_create, parse_address
 from peer.policies import Policies
-from peer.surroundings import networks
 from peer.swarm import Swarm
 
 from . import control, nixconf
@@ -35,19 +33,18 @@ from .activation import inherited_listeners
 from .alarm_bell import AlarmBell
 from .config import Config
 from .errors import ConfigError, StoreProblem
-from .explain import Explainer
+from .node import Node
 from .offer import audience
 from .offer import policy as offers_to
 from .policy import Policy, without
 from .pool_keeper import PoolKeeper, wall_clock
-from .report import UpstreamRates, peer_transfers, served_report, store_report, swarm_report
 from .signing import KeyRing, PublicKey
 from .trust import trusted_manifest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .delivery import Deliveries
+    from .shelf import Shelf
     from .substituter import Substituter
     from .transfers import Transfers
     from .uploads import Uploads
@@ -57,58 +54,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 MEASURE_SECONDS = 0.5
-
-
-@dataclass
-class Node:
-    """A running process: its store, swarm and, for a gateway, its substituter."""
-
-    config: Config
-    identity: Identity
-    store: PackStore
-    swarm: Swarm
-    policy: Policy
-    alarms: AlarmBell
-    pools: PoolKeeper
-    substituter: Substituter | None = None
-    deliveries: Deliveries | None = None
-    upstreams: tuple[Upstream, ...] = ()
-    http_port: int = 0
-    upstream_rates: UpstreamRates = field(default_factory=UpstreamRates)
-
-    def status(self) -> dict[str, object]:
-        """What `narswarm status --json` prints."""
-        now = trio.current_time()
-        answer: dict[str, object] = {
-            "role": self.config.role,
-            "peer_id": self.identity.peer_id,
-            "process": os.getpid(),
-            "addresses": [address.text for address in self.swarm.addresses()],
-            "store": str(self.config.store),
-            **store_report(self.store),
-            **swarm_report(now, self.swarm, networks()),
-            "pools": self.pools.status(),
-            "conflicts": self.alarms.report(),
-        }
-        transfers = peer_transfers(now, self.swarm)
-        if self.substituter is not None:
-            answer["http"] = f"http://{self.config.http_host}:{self.http_port}"
-            answer["asked"] = list(self.substituter.asked)
-            answer |= served_report(
-                self.substituter.served, self.substituter.deliveries.upstream_bytes,
-                self.swarm.traffic, self.upstream_rates,
-            )  # fmt: skip
-            transfers += self.upstream_rates.report(now)
-        elif self.deliveries is not None:
-            answer["upstream_bytes"] = self.deliveries.upstream_bytes
-            transfers += self.upstream_rates.report(now)
-        answer["transfers"] = transfers
-        return answer
-
-    async def explain(self, store_path: str) -> dict[str, object]:
-        """What `narswarm explain --json` prints."""
-        explainer = Explainer(self.store, self.swarm, self.upstreams, self.policy, self.alarms.saw)
-        return await explainer.explain(store_path)
 
 
 @asynccontextmanager
@@ -143,7 +88,8 @@ async def node(config: Config) -> AsyncIterator[Node]:
         running = Node(config, identity, store, swarm, policy, alarms, pools)
         async with trio.open_nursery() as nursery:
             await nursery.start(swarm.run)
-            await nursery.start(control.serve, config.store, running.status, running.explain)
+            verbs = {"explain": running.explain, "sign": running.countersign}
+            await nursery.start(control.serve, config.store, running.status, verbs)
             nursery.start_soon(_flush, store)
             nursery.start_soon(pools.run, swarm, transport)
             nursery.start_soon(_discover, running)
@@ -164,6 +110,8 @@ async def serve_http(
 
     config, transfers = running.config, Transfers()
     running.upstreams = _upstreams(config, transfers)
+    running.policies_of = _policies_of(running)
+    shelf = _shelf(config)
     substituter = Substituter(
         running.store,
         running.swarm,
@@ -172,11 +120,12 @@ async def serve_http(
         publish_keys(config),
         config.priority,
         ranks=_ranks(config, running.upstreams),
-        policies_of=_policies_of(running),
+        policies_of=running.policies_of,
         saw=running.alarms.saw,
         hears_all=config.conflicts == "refuse",
+        shelf=shelf,
     )
-    uploads = _uploads(running)
+    uploads = running.uploads = None if shelf is None else _uploads(running, shelf)
     listeners = inherited_listeners() or await _listeners(config)
     port = listeners[0].socket.getsockname()[1]
     running.substituter, running.http_port = substituter, port
@@ -206,19 +155,31 @@ async def _listeners(config: Config) -> list[trio.SocketListener]:
         ) from error
 
 
-def _uploads(running: Node) -> Uploads | None:
-    """Where `nix copy --to` may put paths, if it may."""
+def _shelf(config: Config) -> Shelf | None:
+    """For what comes beside NARs, where anything may be put here. Raises ConfigError."""
+    from .shelf import Shelf
+
+    directory = config.store / "shelf"
+    try:
+        return Shelf(directory) if config.accept_uploads else None
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from error
+
+
+def _uploads(running: Node, shelf: Shelf) -> Uploads:
+    """Where `nix copy --to` puts paths."""
     from .uploads import Uploads, upload_token
 
     config, policy, publish = running.config, running.policy, publish_keys(running.config)
-    if not config.accept_uploads:
-        return None
     return Uploads(
         config.store / "uploads",
         running.store,
         upload_token(config.store, config.http_host),
         lambda record: policy.suffices(record) or policy.publishes(record, publish),
         running.swarm.catalogue.add,
+        config.upload_spool_bytes,
+        shelf,
+        policy.keys,
     )
 
 

@@ -3,11 +3,12 @@
 | asked                          | answer                                                        |
 |--------------------------------|---------------------------------------------------------------|
 | <store hash>.ls                | of a NAR that is whole here, checked (gateway.listing)        |
-| realisations/, build-trace-v2/ | an upstream's, if a trusted key signed it (.realisations)     |
-| log/<derivation>               | an upstream's, as it is: nobody signs logs                    |
+| realisations/, build-trace-v2/ | if a trusted key signed it (.realisations)                    |
+| log/<derivation>               | as it is: nobody signs logs                                   |
 
-A log is text for a person and no input to any build, and who asks Nix for it from a cache gets it
-unsigned as well. Still it comes only from upstreams that the user configured, never from a peer; it
+The last two are what was put here (gateway.shelf), else an upstream's. A log is text for a person
+and no input to any build, and who asks Nix for it from a cache gets it unsigned as well. Still it
+comes only from who has the token or from upstreams that the user configured, never from a peer; it
 is bounded, and labelled so that no browser takes it for a page. Anything else here is 404.
 """
 
@@ -28,6 +29,7 @@ from .listing import try_listing
 from .memory import Known
 from .realisations import REALISATION_BYTES_MAX, Key, RealisationError, parse_target, verified
 from .responses import Response
+from .shelf import Shelf
 from .signing import KeyRing
 from .upstream import Upstream
 
@@ -50,12 +52,15 @@ class Besides:
         keys: KeyRing,
         deliveries: Deliveries,
         look_up: Callable[[str], Awaitable[Known | None]],
+        shelf: Shelf | None = None,
     ) -> None:
+        """`shelf`: what was put here."""
         self._store = store
         self._upstreams = upstreams
         self._keys = keys
         self._deliveries = deliveries
         self._look_up = look_up
+        self._shelf = shelf
         self._large = trio.CapacityLimiter(AT_ONCE_MAX)
 
     async def answer(self, target: str) -> Response | None:
@@ -63,9 +68,9 @@ class Besides:
         if (match := _LISTING.fullmatch(target)) is not None:
             async with self._large:
                 return await self._listing(match[1])
-        if (match := _LOG.fullmatch(unquote(target))) is not None:
+        if (log_path := parse_log(target)) is not None:
             async with self._large:
-                return await self._log(match[1])
+                return await self._log(log_path)
         if (key := parse_target(target)) is not None:
             return await self._realisation(key)
         return None
@@ -86,14 +91,14 @@ class Besides:
             return None
         return _answer(told, "application/json")
 
-    async def _log(self, derivation: str) -> Response | None:
+    async def _log(self, path: str) -> Response | None:
         found: list[bytes] = []
 
         def accept(data: bytes) -> bool:
             found.append(data)
             return True
 
-        await self._ask(f"log/{derivation}", LOG_BYTES_MAX, LOG_SECONDS_MAX, accept)
+        await self._ask(path, LOG_BYTES_MAX, LOG_SECONDS_MAX, accept)
         return _answer(found[0], "text/plain; charset=utf-8") if found else None
 
     async def _realisation(self, key: Key) -> Response | None:
@@ -117,7 +122,10 @@ class Besides:
     async def _ask(
         self, path: str, bytes_max: int, seconds_max: float, accept: Callable[[bytes], bool]
     ) -> None:
-        """All upstreams at once, until `accept` takes what one of them gave."""
+        """The shelf, then all upstreams at once, until `accept` takes what one of them gave."""
+        held = await self._held(path)
+        if held is not None and accept(held):
+            return
 
         async def ask(upstream: Upstream, enough: trio.CancelScope) -> None:
             try:
@@ -135,6 +143,19 @@ class Besides:
             async with trio.open_nursery() as nursery:
                 for upstream in self._upstreams:
                     nursery.start_soon(ask, upstream, nursery.cancel_scope)
+
+    async def _held(self, path: str) -> bytes | None:
+        try:
+            return None if self._shelf is None else await self._shelf.get(path)
+        except OSError as error:
+            log.error("cannot read what was put here as %s: %s", path, error)
+            return None
+
+
+def parse_log(target: str) -> str | None:
+    """What names a log, below a cache's URL."""
+    match = _LOG.fullmatch(unquote(target))
+    return None if match is None else f"log/{match[1]}"
 
 
 def _answer(body: bytes, kind: str) -> Response:

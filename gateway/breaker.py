@@ -19,7 +19,7 @@ import trio
 
 from chunker.errors import ChunkerError, StoreError
 
-from .errors import UpstreamError, UpstreamLied, UpstreamResting
+from .errors import Unproven, UpstreamError, UpstreamLied, UpstreamResting
 from .narinfo import Narinfo
 from .upstream import Upstream
 
@@ -94,8 +94,8 @@ class Guarded:
         try:
             async with self._upstream.nar(info) as pieces:
                 yield pieces
-        except StoreError:
-            raise  # our disk, not its bytes
+        except (StoreError, Unproven):
+            raise  # our disk, not its bytes; or nothing to hold against it
         except (UpstreamError, ChunkerError) as error:
             self._failed(self._nars, lied=isinstance(error, ChunkerError | UpstreamLied))
             raise

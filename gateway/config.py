@@ -38,6 +38,8 @@ HTTP_PORT = 8555
 PRIORITY = 20
 PRIORITY_MAX = 1000
 PORT_MAX = 65535
+UPLOAD_SPOOL_BYTES = 16 * 1024**3
+UPLOAD_SPOOL_BYTES_MAX = 1 << 50
 CONFIG_BYTES_MAX = 1024 * 1024
 LIST_ITEMS_MAX = 1024
 RULE_KEYS_MAX = 16
@@ -95,6 +97,8 @@ class Config:
     lan: Lan = "off"
     accept_uploads: bool = False
     """Whether `nix copy --to` may put signed paths here, with the token (gateway.uploads)."""
+    upload_spool_bytes: int = UPLOAD_SPOOL_BYTES
+    """Compressed NARs that were put here and wait for their narinfo; a longer one is refused."""
     use_nix_conf: bool = True
     """Whether the trusted-public-keys of nix.conf count as well."""
     block_codec: BlockCodec = "zstd"
@@ -327,10 +331,10 @@ def _flag(value: object, where: str) -> bool:
     return value
 
 
-def _number(limit: int) -> Callable[[object, str], int]:
+def _number(limit: int, least: int = 0) -> Callable[[object, str], int]:
     def read(value: object, where: str) -> int:
-        if type(value) is not int or not 0 <= value <= limit:
-            raise _wrong(where, f"a whole number from 0 to {limit}", value)
+        if type(value) is not int or not least <= value <= limit:
+            raise _wrong(where, f"a whole number from {least} to {limit}", value)
         return value
 
     return read
@@ -364,6 +368,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "tls_roots": _path,
     "lan": _choice("off", "open"),
     "accept_uploads": _flag,
+    "upload_spool_bytes": _number(UPLOAD_SPOOL_BYTES_MAX, least=1),
     "use_nix_conf": _flag,
     "block_codec": _choice("zstd", "raw"),
     "priority": _number(PRIORITY_MAX),

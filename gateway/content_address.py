@@ -6,6 +6,7 @@
 | fixed:r:sha256:H       | source:REFERENCES[:self]   | the NAR, modulo the own hash part   |
 | fixed:ALGORITHM:H      | output:out, no references  | the one file                        |
 | fixed:r:ALGORITHM:H    | output:out, no references  | the NAR, modulo the own hash part   |
+| fixed:git:ALGORITHM:H  | output:out, no references  | the directory (gateway.git_tree)    |
 
 Format: Nix's src/libstore/store-dir-config.cc (makeStorePath, makeType, makeFixedOutputPath),
 content-address.cc and references.cc (HashModuloSink: self-references count as zeros, and `|OFFSET`
@@ -13,7 +14,9 @@ of each is hashed behind the NAR). The store path binds H and the references; it
 NarHash and NarSize, which whoever gave the record may have invented. So `recomputes` is half of the
 proof, and `ContentCheck`, fed the whole NAR, the other half. Only where nothing but NarHash itself
 is in H (`fixed:r:sha256` without self-references) the record proves all of it but its NarSize.
-`git` trees and BLAKE3, which only newest versions make as an experiment, need a signature here.
+`git` and BLAKE3 are experiments of newer versions (seen with 2.26 and 2.34). A `git` address of
+anything but a directory does not say whether that is a file, an executable or a link: such a path
+needs a signature here.
 """
 
 from __future__ import annotations
@@ -21,18 +24,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from chunker.digest import Bytes, nix32_decode, nix32_encode
+from chunker.digest import Bytes, Digest, new_blake3, nix32_decode, nix32_encode
 from chunker.record import STORE_DIRECTORY, PathRecord
 from chunker.references import Normaliser
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
+from . import git_tree
+from .git_tree import GitTree
 
-Method = Literal["text", "flat", "nar"]
+Method = Literal["text", "flat", "nar", "git"]
 PATH_HASH_BYTES = 20
-DIGEST_BYTES = {"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64}
+DIGEST_BYTES = {"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64, "blake3": 32}
+_ALGORITHMS: dict[Method, tuple[str, ...]] = {"text": ("sha256",), "git": git_tree.ALGORITHMS}
+"""Of those methods that do not take all."""
+_PREFIXES: dict[Method, str] = {"flat": "", "nar": "r:", "git": "git:"}
 
 
 def _string(data: bytes) -> bytes:
@@ -59,13 +65,13 @@ def parse(text: str) -> ContentAddress | None:
     if kind == "text":
         method = "text"
     elif kind == "fixed":
-        method = "nar" if rest.startswith("r:") else "flat"
-        rest = rest.removeprefix("r:")
+        method = "nar" if rest.startswith("r:") else "git" if rest.startswith("git:") else "flat"
+        rest = rest.removeprefix(_PREFIXES[method])
     else:
         return None
     algorithm, _, digits = rest.partition(":")
     size = DIGEST_BYTES.get(algorithm)
-    if size is None or (method == "text" and algorithm != "sha256"):
+    if size is None or algorithm not in _ALGORITHMS.get(method, DIGEST_BYTES):
         return None
     try:
         return ContentAddress(method, algorithm, nix32_decode(digits, size))
@@ -107,8 +113,7 @@ def store_path_of(
         return _path(kind, address.digest, name)
     if references:
         return None
-    prefix = "r:" if address.method == "nar" else ""
-    inner = f"fixed:out:{prefix}{address.algorithm}:{address.digest.hex()}:"
+    inner = f"fixed:out:{_PREFIXES[address.method]}{address.algorithm}:{address.digest.hex()}:"
     return _path("output:out", hashlib.sha256(inner.encode()).digest(), name)
 
 
@@ -127,13 +132,15 @@ class ContentCheck:
     def __init__(self, record: PathRecord) -> None:
         address = parse(record.content_address)
         assert address is not None, "only what recomputes is checked"
-        digest = hashlib.new(address.algorithm, usedforsecurity=False)
         self._wanted = address.digest
-        reader: _Nar | _File
-        if address.method == "nar":
-            reader = _Nar(digest, record.store_hash.encode())
+        reader: _Nar | _File | GitTree
+        if address.method == "git":
+            reader = GitTree(address.algorithm)
+        elif address.method == "nar":
+            reader = _Nar(_new(address.algorithm), record.store_hash.encode())
         else:
-            reader = _File(digest)
+            reader = _File(_new(address.algorithm))
+        self._reader = reader
         self.feed: Callable[[Bytes], None] = reader.feed
         self._finish = reader.finish
 
@@ -141,9 +148,20 @@ class ContentCheck:
         """To be called once, after the last byte."""
         return self._finish() == self._wanted
 
+    @property
+    def is_undecided(self) -> bool:
+        """It does not hold, but neither is it wrong: the address fits other kinds of file too."""
+        return self._reader.lone == self._wanted if isinstance(self._reader, GitTree) else False
+
+
+def _new(algorithm: str) -> Digest:
+    if algorithm == "blake3":
+        return new_blake3()
+    return hashlib.new(algorithm, usedforsecurity=False)
+
 
 class _Nar:
-    def __init__(self, digest: _Hash, own: bytes) -> None:
+    def __init__(self, digest: Digest, own: bytes) -> None:
         self._digest = digest
         self._modulo = Normaliser([own])
 
@@ -160,7 +178,7 @@ class _Nar:
 class _File:
     """The contents of a NAR that is one file which is not executable; no other NAR has a hash."""
 
-    def __init__(self, digest: _Hash) -> None:
+    def __init__(self, digest: Digest) -> None:
         self._digest = digest
         self._head = bytearray()
         self._left = -1

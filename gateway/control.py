@@ -1,8 +1,9 @@
-"""The control socket: how `narswarm status` and `explain` ask a running process.
+"""The control socket: how `narswarm status`, `explain` and `sign` ask a running process.
 
-A Unix socket `control.sock` (0600) beside the store; one connection carries one line, `status` or
-`explain STORE-PATH`, and gets one JSON object. Bound through /proc/self/fd so that a long directory
-name does not exceed the 108 bytes that a socket address may have.
+A Unix socket `control.sock` (0600) beside the store; one connection carries one line, `status`, or
+`explain` or `sign` and what is needed for it, and gets one JSON object. Bound through
+/proc/self/fd so that a long directory name does not exceed the 108 bytes that a socket address may
+have.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ QUESTION_SECONDS_MAX = 2.0
 CONNECTIONS_MAX = 16
 
 
-Explain = Callable[[str], Awaitable[Mapping[str, object]]]
-"""A store path to what `gateway.explain` tells of it."""
+Verb = Callable[[str], Awaitable[Mapping[str, object]]]
+"""What follows it on the line to the answer."""
 
 
 async def serve(
     directory: Path,
     status: Callable[[], Mapping[str, object]],
-    explain: Explain,
+    verbs: Mapping[str, Verb],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer until cancelled, then remove the socket."""
+    """Answer until cancelled, then remove the socket. What is no verb gets the status."""
     listener = trio.socket.from_stdlib_socket(_bind(directory))
     slots = trio.CapacityLimiter(CONNECTIONS_MAX)
 
@@ -46,8 +47,9 @@ async def serve(
             with trio.move_on_after(ANSWER_SECONDS_MAX + EXPLAIN_SECONDS_MAX):
                 try:
                     stream = trio.SocketStream(connection)
-                    verb, _, path = (await _question(stream)).partition(" ")
-                    told = await explain(path) if verb == "explain" else status()
+                    name, _, rest = (await _question(stream)).partition(" ")
+                    verb = verbs.get(name)
+                    told = status() if verb is None else await verb(rest)
                     await stream.send_all(json.dumps(told).encode() + b"\n")
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass

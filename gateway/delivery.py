@@ -38,6 +38,7 @@ from peer.identity import PeerId
 from peer.office import FIRST_BYTE_SECONDS_MAX
 from peer.swarm import Swarm
 
+from .errors import Unproven
 from .filling import Filling
 from .offer import is_signed
 from .proofs import UNHEARD_OF_SECONDS, Proofs
@@ -257,8 +258,8 @@ class Deliveries:
     def _is_right(self, record: PathRecord, manifest: Manifest) -> bool:
         """What is held has the hash that was said; who said so may have to be checked as well."""
         try:
-            self.proofs.prove(record, rebuild(manifest, record.needles, self._store))
-        except ChunkerError as error:
+            self._prove(record, manifest)
+        except (ChunkerError, Unproven) as error:
             log.warning("%s is not served: %s", record.store_path, error)
             return False
         return True

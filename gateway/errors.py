@@ -49,5 +49,9 @@ class UpstreamLied(UpstreamError):
     """An upstream gave bytes that cannot be what was signed, whatever else it may have."""
 
 
+class Unproven(UpstreamError):
+    """What an upstream gave may be right, but nothing says so."""
+
+
 class UpstreamResting(UpstreamError):
     """An upstream is not asked, because it failed lately."""

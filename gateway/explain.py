@@ -1,14 +1,16 @@
 """`narswarm explain`: everybody is asked about one path, and the policy says what it makes of that.
 
 A look-up ends with the first answer that is enough; this one hears all of them, within a deadline,
-and keeps what each said, so that a person sees who signed what and what is missing. It downloads
-nothing, and asks no office cache to fetch anything.
+and keeps what each said, so that a person sees who signed what and what is missing. It unites them
+in the look-up's own `Search`, and judges with the same policies: those of an upstream with keys of
+its own count for a content that it told of. It downloads nothing, and asks no office cache to fetch
+anything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,12 +19,11 @@ import trio
 from chunker.digest import nix32_encode
 from chunker.record import PathRecord, is_store_path, store_hash
 
-from .candidates import Candidates
-from .errors import NotTrusted, UpstreamError
-from .narinfo import SIGNATURES_ONLY_URL
-from .policy import Policy
+from .errors import UpstreamError
+from .lookup import Heard, Search, admitted_by
+from .narinfo import SIGNATURES_ONLY_URL, Narinfo
+from .policy import Judgement, Policy
 from .seeding import NO_MANIFEST, held_manifest, record_of
-from .trust import admit
 
 if TYPE_CHECKING:
     from chunker.store import BlockStore
@@ -47,17 +48,21 @@ class Answer:
     detail: str = ""
     seconds: float = 0.0
     has_nar: bool = True
+    info: Narinfo | None = None
+    """An upstream's."""
 
 
 @dataclass
 class Explainer:
-    """`saw` is told of signatures as in a look-up."""
+    """`saw` is told of signatures as in a look-up; `policies_of` as there: by the URL of an
+    upstream, the policy with keys that count for what it says."""
 
     store: BlockStore
     swarm: Swarm
     upstreams: tuple[Upstream, ...]
     policy: Policy
     saw: Callable[[PathRecord, tuple[str, ...]], None]
+    policies_of: Mapping[str, Policy] = field(default_factory=dict)
     _answers: list[Answer] = field(default_factory=list)
 
     async def explain(self, text: str) -> Report:
@@ -95,43 +100,56 @@ class Explainer:
         ]
 
     def _report(self, text: str) -> Report:
-        found = Candidates(self.policy)
-        for answer in self._answers:
-            if answer.record is not None:
-                found.add(answer.record, has_nar=answer.has_nar)
-        for record in found.records.values():
-            self.saw(record, self.policy.judge(record).counting)
-        contents = [self._content(record) for record in found.records.values()]
+        heard = unite(self._answers)
+        for one in heard:
+            self.saw(one.record, self._judge(one).counting)
+        contents = [self._content(one) for one in heard]
         contents.sort(key=lambda content: not content["admitted"])
         best = contents[0] if contents else {}
         admitted = bool(best.get("admitted")) and best.get("comes_from") != "nowhere"
-        path = next((record.store_path for record in found.records.values()), text)
         return {
-            "store_path": path,
+            "store_path": next((one.record.store_path for one in heard), text),
             "admitted": admitted,
             "contents": contents,
             "sources": [_source(answer) for answer in self._answers],
             "advice": [] if admitted else self._advice(contents),
         }
 
-    def _content(self, record: PathRecord) -> Report:
-        judgement = self.policy.judge(record)
-        try:
-            admitted = admit(record, self.policy)
+    def _content(self, heard: Heard) -> Report:
+        record = heard.record
+        judgement, admitted = self._judge(heard), admitted_by(record, self._policies(heard))
+        by = ""
+        if admitted is not None:
             by = judgement.admitted_by if admitted.vouched else "its content address"
-        except NotTrusted:
-            by = ""
         return {
             "nar_hash": f"sha256:{nix32_encode(record.nar_hash)}",
             "nar_size": record.nar_size,
             "references": len(record.references),
             "content_address": record.content_address,
-            "signers": [{"key": key, "standing": worth} for key, worth in judgement.signers],
+            "signers": [
+                {"key": key, "standing": worth, "only_for": self._only_for(key)}
+                for key, worth in judgement.signers
+            ],
             "admitted": bool(by),
             "admitted_by": by,
             "reasons": [] if by else list(judgement.reasons),
             "comes_from": self._comes_from(record),
         }
+
+    def _policies(self, heard: Heard) -> list[Policy]:
+        own = sorted(heard.sources & self.policies_of.keys())
+        return [self.policy, *(self.policies_of[url] for url in own)]
+
+    def _judge(self, heard: Heard) -> Judgement:
+        """By the policy that admits it, else the one with which most signatures count."""
+        judgements = [policy.judge(heard.record) for policy in self._policies(heard)]
+        return max(judgements, key=lambda one: (bool(one.admitted_by), len(one.counting)))
+
+    def _only_for(self, key: str) -> list[str]:
+        """The upstreams for whose word alone this key counts; none where it counts for all."""
+        if key in self.policy.keys.keys:
+            return []
+        return [url for url, policy in self.policies_of.items() if key in policy.keys.keys]
 
     def _comes_from(self, record: PathRecord) -> str:
         """In the order in which `delivery` tries them."""
@@ -160,7 +178,7 @@ class Explainer:
             str(signer["key"])
             for content in contents
             for signer in content["signers"]  # type: ignore[attr-defined]
-            if signer["standing"] == "unknown"
+            if signer["standing"] == "unknown" and not signer["only_for"]
         }
         if any("denied_paths" in str(content["reasons"]) for content in contents):
             advice.append("take it out of denied_paths if it may be used again")
@@ -181,6 +199,15 @@ class Explainer:
         return ["nobody who was asked has it: build it, or add a cache that has it to upstreams"]
 
 
+def unite(answers: Iterable[Answer]) -> list[Heard]:
+    """What all said, by content, as a look-up unites it."""
+    search = Search("", lambda record, sources: None)
+    for answer in answers:
+        if answer.record is not None:
+            search.said(answer.name, answer.record, answer.info)
+    return search.heard()
+
+
 async def _ask(upstream: Upstream, wanted: str, answer: Answer) -> None:
     began = trio.current_time()
     try:
@@ -190,7 +217,7 @@ async def _ask(upstream: Upstream, wanted: str, answer: Answer) -> None:
     else:
         answer.says = "no" if info is None else "yes"
         if info is not None:
-            answer.record = record_of(info)
+            answer.record, answer.info = record_of(info), info
             answer.has_nar = info.url != SIGNATURES_ONLY_URL
             answer.detail = "" if answer.has_nar else "signatures only, no NAR"
     answer.seconds = trio.current_time() - began

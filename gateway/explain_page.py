@@ -68,6 +68,9 @@ def _content(content: Answer, *, several: bool) -> list[RenderableType]:
         lines.append(Text(f"content {str(content['nar_hash'])[:HASH_CHARS]}", "bold"))
     for signer in _mappings(content["signers"]):
         words, colour = _WORTH[str(signer["standing"])]
+        if only_for := " or ".join(_texts(signer["only_for"])):
+            only = f"for what {only_for} says"
+            words = f"counts only {only}" if signer["standing"] == "unknown" else f"{words} {only}"
         lines.append(Text.assemble(f"  signed by {signer['key']}: ", (words, colour)))
     if not content["signers"]:
         lines.append(Text("  signed by nobody"))

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from chunker.record import SIGNATURES_MAX, PathRecord
 
+from .content_address import recomputes
 from .errors import NotTrusted
 from .narinfo import SIGNATURES_ONLY_URL, Narinfo
 from .policy import Policy
@@ -47,6 +48,15 @@ class _Content:
     is_had: bool = False
     """Somebody has the NAR as well, and not signatures alone."""
     admitted: Admitted | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One signed content and all that was said of it. `record` has the signatures of all, as many
+    as there were, and of the content addresses the first that recomputes."""
+
+    record: PathRecord
+    sources: frozenset[str]
 
 
 def admitted_by(record: PathRecord, policies: Iterable[Policy]) -> Admitted | None:
@@ -140,13 +150,21 @@ class Search:
         others = (content for content in self._contents.values() if content is not self._found)
         return [content.admitted for content in others if content.admitted is not None]
 
+    def heard(self) -> list[Heard]:
+        """Every content that was said, admitted or not, in the order in which they came."""
+        return [
+            Heard(replace(_united(content), content_address=_address(content)),
+                  frozenset(content.sources))
+            for content in self._contents.values()
+        ]  # fmt: skip
+
     def _admit(self, content: _Content) -> Admitted | None:
         if not content.is_had:
             return None
         sources = frozenset(content.sources)
         signatures = tuple(content.signatures)
         for address in content.addresses:
-            united = replace(content.record, content_address=address, signatures=signatures)
+            united = replace(_united(content), content_address=address)
             admitted = self._admits(united, sources)
             if admitted is not None and len(signatures) > SIGNATURES_MAX:
                 # A record holds so many. None is cut off before the trusted ones were known: who
@@ -156,3 +174,14 @@ class Search:
             if admitted is not None:
                 return admitted
         return None
+
+
+def _united(content: _Content) -> PathRecord:
+    return replace(content.record, signatures=tuple(content.signatures))
+
+
+def _address(content: _Content) -> str:
+    for address in content.addresses:
+        if recomputes(replace(content.record, content_address=address)):
+            return address
+    return content.record.content_address

@@ -15,6 +15,7 @@ from chunker.errors import NarMismatch
 from chunker.record import PathRecord
 
 from .content_address import ContentCheck, binds_nar_hash, recomputes
+from .errors import Unproven
 
 KEPT_MAX = 10_000
 DISPROVED_SECONDS = 600.0
@@ -39,13 +40,16 @@ class Proofs:
         return None if self._vouches(record) else ContentCheck(record)
 
     def prove(self, record: PathRecord, pieces: Iterable[Bytes]) -> None:
-        """Raises NarMismatch, and what `pieces` raises."""
+        """Raises NarMismatch; Unproven for what may be right; and what `pieces` raises."""
         check = self.check(record)
         if check is None:
             return
         for data in pieces:
             check.feed(data)
         if not check.holds():
+            if check.is_undecided:
+                raise Unproven("its address does not say which kind of file it is: only a "
+                               "signature would")  # fmt: skip
             raise NarMismatch(f"the content is not that of the address {record.content_address}")
         self.proven(record)
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from chunker.packs import PackStore
     from peer.swarm import Swarm
 
+    from .closures import Closures
     from .filling import Filling
     from .substituter import Served
+    from .uploads import Uploads
 
 Report = dict[str, object]
 
@@ -101,6 +103,16 @@ def served_report(
             "upstreams": upstream,
         },
     }
+
+
+def closures_report(closures: Closures) -> Report:
+    """Of paths that only peers have: how often it was looked whether their closures can be had, and
+    how many narinfos were withheld because a part is nowhere."""
+    return {"walks": closures.walks, "incomplete": closures.incomplete}
+
+
+def uploads_report(uploads: Uploads) -> Report:
+    return {**vars(uploads.counts), "spooled_bytes": uploads.spooled_bytes()}
 
 
 def peer_transfers(now: float, swarm: Swarm) -> list[Report]:

@@ -20,10 +20,11 @@ from chunker.errors import ChunkerError
 from chunker.record import store_hash
 from peer.errors import CannotListen
 
-from .app import Node, fetch_for_members, node, publish_keys, serve_http, upstream_access
+from .app import fetch_for_members, node, publish_keys, serve_http, upstream_access
 from .config import Config
 from .errors import ConfigError, GatewayError, UsageError
 from .nixstore import NixStore, PathInfo, resolve
+from .node import Node
 from .seeding import Progress, seed_cache, seed_store
 from .signing import KeyRing, SecretKey, read_secret_key
 from .terminal import megabytes

@@ -46,6 +46,7 @@ from .policy import Policy
 from .prefetch import Prefetch
 from .requests import Request
 from .responses import Response, Unsatisfiable, parse_range, prepared
+from .shelf import Shelf
 from .signing import KeyRing
 from .trust import Admitted, admit
 from .upstream import Upstream
@@ -82,11 +83,12 @@ class Substituter:
         policies_of: Mapping[str, Policy] | None = None,
         saw: Callable[[PathRecord, tuple[str, ...]], None] = lambda record, signatures: None,
         hears_all: bool = False,
+        shelf: Shelf | None = None,
     ) -> None:
         """`ranks` and `policies_of` by the URL of an upstream: who delivers first, and the policy
         with keys that count for what it says and nobody else. `saw` is told of every record and
         those of its signatures that count; `hears_all`: the first that is admitted does not end a
-        look-up, for others may contradict."""
+        look-up, for others may contradict. `shelf`: realisations and logs put here."""
         self.served = Served()
         self.asked: deque[str] = deque(maxlen=ASKED_KEPT)
         """The store hashes that Nix asked for last."""
@@ -112,7 +114,9 @@ class Substituter:
         self._refused_here = 0
         self.closures = Closures(self._find_part, self._has_upstream)
         self._prefetch = Prefetch()
-        self._besides = Besides(store, upstreams, policy.keys, self.deliveries, self.look_up)
+        self._besides = Besides(
+            store, upstreams, policy.keys, self.deliveries, self.look_up, shelf
+        )  # fmt: skip
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Owns the questions to upstreams and the downloads from them, until cancelled."""
@@ -197,6 +201,10 @@ class Substituter:
 
     def _has_peers(self) -> bool:
         return bool(self._swarm.sessions_open() or self._swarm.dialling.undecided)
+
+    def forget(self, store_hash: str) -> None:
+        """Its record is another than before."""
+        self._lookups.forget(store_hash)
 
     async def look_up(self, store_hash: str) -> Known | None:
         """The record that the policy admits, from here, from peers or from an upstream."""

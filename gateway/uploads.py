@@ -3,6 +3,9 @@
     PUT nar/NAME     401 without the token, before a byte is read; else into the spool, unjudged
     PUT HASH.narinfo a key that counts here signed it? decompress within NarSize, read it as a NAR,
                      compare NarHash; only then it is in the store, and offered like a seeded path
+    PUT realisations/, build-trace-v2/
+                     a trusted key signed it? kept (gateway.shelf) and served like an upstream's
+    PUT log/         kept likewise: who has the token is trusted as an upstream is
     PUT HASH.ls      read and dropped: listings are made here;  PUT nix-cache-info likewise
 
 Nix sends the NAR before its narinfo, so it is spooled: under a quota, for an hour at most, in files
@@ -36,16 +39,19 @@ from chunker.ingest import Ingest
 from chunker.record import PathRecord
 from chunker.store import BlockStore
 
+from .besides import LOG_BYTES_MAX, parse_log
 from .decompress import make_decoder
 from .errors import ConfigError, NarinfoError, UpstreamError
 from .narinfo import NARINFO_BYTES_MAX, Narinfo, parse
+from .realisations import REALISATION_BYTES_MAX, Key, RealisationError, parse_target, verified
 from .requests import Request
 from .responses import Response, short
 from .seeding import held_manifest, keep, record_of
+from .shelf import Shelf
+from .signing import KeyRing
 
 log = logging.getLogger(__name__)
 
-SPOOL_BYTES_MAX = 16 * 1024**3
 SPOOL_FILES_MAX = 1024
 SPOOL_SECONDS_MAX = 3600.0
 DISK_RESERVE_BYTES = 256 * 1024 * 1024
@@ -54,6 +60,8 @@ LISTING_BYTES_MAX = 64 * 1024 * 1024
 LOOK_SECONDS = 60.0
 READ_BYTES = 1024 * 1024
 INGESTS_MAX = 2
+LOGS_AT_ONCE_MAX = 4
+"""In memory."""
 NETRC_NAME = "upload.netrc"
 _NAR = re.compile(r"/(nar/[0-9A-Za-z]{1,128}\.nar(?:\.[0-9a-z]{1,8})?)")
 _NARINFO = re.compile(r"/([0-9abcdfghijklmnpqrsvwxyz]{32})\.narinfo")
@@ -67,6 +75,19 @@ class Spooled:
     file: Path
     size: int
     until: float
+
+
+@dataclass
+class Counts:
+    """Since the start."""
+
+    paths: int = 0
+    """Accepted, with those that were here before."""
+    nar_bytes: int = 0
+    """Of what came in with them, in plain."""
+    realisations: int = 0
+    logs: int = 0
+    refused: int = 0
 
 
 class Refused(Exception):
@@ -84,16 +105,23 @@ class Uploads:
         token: str,
         admits: Callable[[PathRecord], bool],
         offer: Callable[[PathRecord], None],
-        bytes_max: int = SPOOL_BYTES_MAX,
+        bytes_max: int,
+        shelf: Shelf,
+        keys: KeyRing,
     ) -> None:
         """`directory` is ours alone and emptied. `admits`: whether a key that counts signed it.
-        `offer` tells the swarm of what is in the store."""
+        `offer` tells the swarm of what is in the store. `bytes_max`: of the spool. `keys`: those
+        that may sign realisations, which go to the `shelf`."""
+        self.counts = Counts()
         self._directory = directory
         self._store = store
         self._token = token
         self._admits = admits
         self._offer = offer
         self._bytes_max = bytes_max
+        self._shelf = shelf
+        self._keys = keys
+        self._logs = trio.CapacityLimiter(LOGS_AT_ONCE_MAX)
         self._spool: dict[str, Spooled] = {}
         self._reserved = 0
         """Bytes that are on their way."""
@@ -114,6 +142,10 @@ class Uploads:
             log.warning("no narinfo came for %s within an hour; it is dropped", name)
             self._drop(name)
 
+    def spooled_bytes(self) -> int:
+        """What waits for its narinfo, and what is on its way."""
+        return sum(entry.size for entry in self._spool.values()) + self._reserved
+
     async def put(self, request: Request, pieces: AsyncGenerator[bytes, None]) -> Response:
         """The server's PutHandler."""
         try:
@@ -122,6 +154,7 @@ class Uploads:
             async with aclosing(pieces) as body:
                 return await self._put(request, body)
         except Refused as refused:
+            self.counts.refused += 1
             more = [("WWW-Authenticate", 'Basic realm="narswarm"')] if refused.status == 401 else []
             return short(refused.status, refused.reason, *more)
 
@@ -133,8 +166,17 @@ class Uploads:
             await self._take_narinfo(match[1], data)
         elif _DROPPED.fullmatch(request.target):
             await _small(request.length, LISTING_BYTES_MAX, body, keep=False)
+        elif (key := parse_target(request.target)) is not None:
+            data = await _small(request.length, REALISATION_BYTES_MAX, body)
+            await self._take_realisation(key, data)
+        elif (log_path := parse_log(request.target)) is not None:
+            if "content-encoding" in request.headers:
+                raise Refused(400, "a log is put here in plain (no log-compression)")
+            async with self._logs:
+                await self._keep_file(log_path, await _small(request.length, LOG_BYTES_MAX, body))
+            self.counts.logs += 1
         else:
-            raise Refused(405, "only NARs and their narinfos can be put here")
+            raise Refused(405, "this is nothing that a binary cache has")
         return short(200, "taken")
 
     def _may(self, header: str) -> bool:
@@ -177,8 +219,8 @@ class Uploads:
         if size > self._bytes_max:
             raise Refused(413, f"more than the {self._bytes_max} bytes that are spooled at most")
         self.expire()
-        spooled = sum(entry.size for entry in self._spool.values())
-        if spooled + self._reserved + size > self._bytes_max or len(self._spool) >= SPOOL_FILES_MAX:
+        too_much = self.spooled_bytes() + size > self._bytes_max
+        if too_much or len(self._spool) >= SPOOL_FILES_MAX:
             raise Refused(507, "the spool is full of NARs whose narinfos have not come")
         if shutil.disk_usage(self._directory).free < size + DISK_RESERVE_BYTES:
             raise Refused(507, "the disk is full")
@@ -208,6 +250,7 @@ class Uploads:
                     raise Refused(404, f"its NAR {info.url!r:.200} is not here; put that first")
                 async with self._ingests:
                     manifest = await trio.to_thread.run_sync(self._ingest, spooled, info, record)
+                self.counts.nar_bytes += record.nar_size
             kept = await trio.to_thread.run_sync(self._keep, record, manifest)
         except StoreError as error:
             raise Refused(507, str(error)) from error
@@ -217,7 +260,26 @@ class Uploads:
         except OSError as error:
             raise Refused(507, f"cannot read the spool: {error.strerror}") from error
         self._drop(info.url)
+        self.counts.paths += 1
         self._offer(kept)
+
+    async def _take_realisation(self, key: Key, data: bytes) -> None:
+        try:
+            told = verified(key, data, self._keys)
+        except RealisationError as error:
+            raise Refused(400, str(error)) from error
+        if told is None:
+            raise Refused(403, f"no key that is trusted here signed {key.path}")
+        await self._keep_file(key.path, told)
+        self.counts.realisations += 1
+
+    async def _keep_file(self, path: str, data: bytes) -> None:
+        try:
+            if shutil.disk_usage(self._directory).free < len(data) + DISK_RESERVE_BYTES:
+                raise Refused(507, "the disk is full")
+            await self._shelf.put(path, data)
+        except OSError as error:
+            raise Refused(507, f"cannot keep it: {error.strerror}") from error
 
     def _ingest(self, spooled: Spooled, info: Narinfo, record: PathRecord) -> ManifestId:
         decoder = make_decoder(info.compression, info.nar_size)

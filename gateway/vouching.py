@@ -1,7 +1,8 @@
 """A second builder's word, published without the bytes: `narswarm sign`.
 
     valid paths of this Nix store -> their real bytes hashed -> signature -> HASH.narinfo in a
-    directory that any web server can give away, or a file:// upstream names
+    directory that any web server can give away, or a file:// upstream names; or on what a running
+    process holds (gateway.countersigning)
 
 A signature says "I built this, and got these bytes". So by default only what this machine built
 itself is signed, and never on the database's word alone: the bytes are read and hashed. The
@@ -13,7 +14,7 @@ keeps its signatures; other content of the same path there means that two builde
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,9 @@ from .signing import SecretKey
 
 CACHE_INFO = "StoreDir: /nix/store\nWantMassQuery: 0\nPriority: 100\n"
 
-Outcome = Literal["signed", "not built here"]
+Outcome = Literal["signed", "not built here", "not held"]
+Publish = Callable[[PathRecord], bool]
+"""Sign it and give the signature away; False: there is nothing to put it on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +45,30 @@ class Vouched:
 
 
 def vouch(
-    nix: NixStore, infos: Sequence[PathInfo], key: SecretKey, directory: Path, *, all_paths: bool
+    nix: NixStore, infos: Sequence[PathInfo], publish: Publish, *, all_paths: bool
 ) -> Iterator[Vouched]:
     """`all_paths`: also what was not built here. Raises StoreProblem for bytes that are not what
-    the database says, or contradict what is in `directory`; what was written before stays."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / "nix-cache-info").exists():
-        replace_text(directory / "nix-cache-info", CACHE_INFO)
+    the database says, and what `publish` raises; what was published before stays."""
     for index, info in enumerate(infos, 1):
         if not info.ultimate and not all_paths:
             yield Vouched(info.store_path, index, len(infos), "not built here")
             continue
         check_bytes(nix, info)
-        publish(record_of(info), key, directory)
-        yield Vouched(info.store_path, index, len(infos), "signed")
+        outcome: Outcome = "signed" if publish(record_of(info)) else "not held"
+        yield Vouched(info.store_path, index, len(infos), outcome)
+
+
+def into(directory: Path, key: SecretKey) -> Publish:
+    """As a cache without NARs. Raises StoreProblem where other content is signed there already."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / "nix-cache-info").exists():
+        replace_text(directory / "nix-cache-info", CACHE_INFO)
+
+    def put(record: PathRecord) -> bool:
+        publish(record, key, directory)
+        return True
+
+    return put
 
 
 def check_bytes(nix: NixStore, info: PathInfo) -> None:

@@ -65,6 +65,7 @@ def status_page(answer: Answer, width: int) -> Page:
     )
     lines += [Text(f"  {line}") for line in _came_from(answer)]
     lines += [Text(f"  {line}") for line in _connected(answer)]
+    lines += [Text(f"  {line}") for line in (*_withheld(answer), *_uploaded(answer))]
     lines += [Text(f"  ALARM {line}", "bold red") for line in _disagreements(answer)]
     transfers = _mappings(answer["transfers"])
     if transfers:
@@ -107,6 +108,10 @@ def rate(per_second: int) -> str:
     return f"{size(per_second)}/s" if per_second else ""
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def duration(seconds: float) -> str:
     if seconds < 99:
         return f"{seconds:.0f} s"
@@ -140,6 +145,28 @@ def _connected(answer: Answer) -> list[str]:
     for direction, key in (("in", "received_per_second"), ("out", "sent_per_second")):
         if per_second := _count(answer, key):
             words.append(f"{rate(per_second)} {direction}")
+    return [", ".join(words)]
+
+
+def _withheld(answer: Answer) -> list[str]:
+    closures = answer.get("closures")
+    if not isinstance(closures, dict) or not closures["walks"]:
+        return []
+    return [
+        f"looked {_times(closures['walks'])} whether the closure of what only peers have can be "
+        f"had; {closures['incomplete'] or 'no'} narinfos withheld because it cannot"
+    ]
+
+
+def _uploaded(answer: Answer) -> list[str]:
+    """Nothing where nothing may be put."""
+    uploads = answer.get("uploads")
+    if not isinstance(uploads, dict):
+        return []
+    words = [f"{uploads['paths']} paths were put here, {size(uploads['nar_bytes'])} of them new"]
+    words += [f"{uploads[kind]} {kind}" for kind in ("realisations", "logs") if uploads[kind]]
+    words += [f"{uploads['refused']} requests refused"] * bool(uploads["refused"])
+    words += [f"{size(uploads['spooled_bytes'])} wait"] * bool(uploads["spooled_bytes"])
     return [", ".join(words)]
 
 

@@ -13,8 +13,11 @@ from chunker.store import MemoryStore
 from gateway import besides as besides_module
 from gateway.errors import UpstreamError
 from gateway.narinfo import nar_url
+from gateway.policy import any_of
 from gateway.requests import Request
 from gateway.responses import Response
+from gateway.shelf import Shelf
+from gateway.signing import KeyRing
 from gateway.upstream import FileCache
 from tests.gateway.test_realisations import ID, signed_by_id
 from tests.gateway.test_substituter import Border, border, signed_path
@@ -89,6 +92,26 @@ async def test_a_log_is_an_upstreams_and_bounded(
         assert (await ask(me, "/log/" + DERIVATION.replace("bar", "long"))).status == 404
         assert (await ask(me, "/log/" + DERIVATION.replace("bar", "none"))).status == 404
         assert (await ask(me, "/log/../x.drv")).status == 404
+
+
+async def test_what_was_put_here_is_served_before_anybody_is_asked(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    targets = (f"log/{DERIVATION}", f"realisations/{ID}.doi")
+    async with office() as place, border(place, shelf=shelf) as me:
+        for target in targets:
+            assert (await ask(me, f"/{target}")).status == 404
+        await shelf.put(targets[0], b"built\n")
+        await shelf.put(targets[1], json.dumps(signed_by_id()).encode())
+        assert (await ask(me, f"/{targets[0]}")).body == b"built\n"
+        answer = await ask(me, f"/{targets[1]}")
+        assert answer.status == 200 and b"office-1:" in bytes(answer.body)  # type: ignore[arg-type]
+    async with office() as place, border(place, shelf=shelf, policy=any_of(KeyRing(()))) as me:
+        assert (await ask(me, f"/{targets[1]}")).status == 404, "its key counts no longer"
+    put(tmp_path / "cache", targets[1], json.dumps(signed_by_id()).encode())
+    cache = FileCache(f"file://{tmp_path}", tmp_path / "cache")
+    async with office() as place, border(place, shelf=shelf, upstreams=(cache,)) as me:
+        await shelf.put(targets[1], b"damaged")
+        assert (await ask(me, f"/{targets[1]}")).status == 200, "an upstream is asked then"
 
 
 async def test_what_is_known_already_is_not_sent_again() -> None:

@@ -159,7 +159,8 @@ def test_verify_names_rotten_blocks_and_changes_nothing(tmp_path: Path) -> None:
 def test_a_running_process_says_what_it_does_and_stops_cleanly(tmp_path: Path) -> None:
     key = generate("x-1").public.text
     program = Program.start(
-        ["gateway", "--no-nix-conf", "--trusted-public-key", key], tmp_path / "store"
+        ["gateway", "--no-nix-conf", "--trusted-public-key", key, "--accept-uploads"],
+        tmp_path / "store",
     )
     try:
         done = run("status", "--store", str(tmp_path / "store"), "--json", home=tmp_path)
@@ -167,6 +168,8 @@ def test_a_running_process_says_what_it_does_and_stops_cleanly(tmp_path: Path) -
         assert status["role"] == "gateway" and status["http"] == program.url
         assert status["swarm_bytes"] == status["duplicate_bytes"] == 0
         assert status["sources"] == {"store": 0, "peers": 0, "upstreams": 0}
+        assert status["closures"] == {"walks": 0, "incomplete": 0}
+        assert status["uploads"]["paths"] == status["uploads"]["spooled_bytes"] == 0
         peers = run("peers", "--store", str(tmp_path / "store"), "--json", home=tmp_path)
         assert json.loads(peers.stdout) == {"peers": []}
         peers = run("peers", "--store", str(tmp_path / "store"), home=tmp_path)
@@ -174,6 +177,7 @@ def test_a_running_process_says_what_it_does_and_stops_cleanly(tmp_path: Path) -
         text = run("status", "--store", str(tmp_path / "store"), home=tmp_path)
         assert program.url in text.stdout and "no peers yet" in text.stdout
         assert f"listens on {program.address}\n" in text.stdout
+        assert "0 paths were put here" in text.stdout
         second = run("gateway", "--store", str(tmp_path / "store"), home=tmp_path)
         assert second.returncode == 3
         assert f"in use by process {program.process.pid}" in second.stderr

@@ -35,6 +35,12 @@ def test_defaults_trust_and_publish_nothing(tmp_path: Path) -> None:
         config.http_port = 1  # type: ignore[misc]
 
 
+def test_uploads_have_a_spool_that_holds_something(tmp_path: Path) -> None:
+    assert load(tmp_path).upload_spool_bytes == 16 * 1024**3 and not load(tmp_path).accept_uploads
+    assert load(tmp_path, text="upload_spool_bytes = 5").upload_spool_bytes == 5
+    assert "a whole number from 1" in refusal(tmp_path, "upload_spool_bytes = 0")
+
+
 def test_listening_follows_the_role_and_who_is_known(tmp_path: Path) -> None:
     assert load(tmp_path, "peer").listen == load(tmp_path, "seed").listen == ("0.0.0.0:4555",)
     assert load(tmp_path).listen == ("127.0.0.1:0",)

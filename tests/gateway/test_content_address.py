@@ -20,15 +20,15 @@ from gateway.policy import Policy, any_of
 from gateway.seeding import NO_MANIFEST
 from gateway.signing import KeyRing
 from gateway.trust import admit
-from tests.golden.samples import strings
+from tests.golden.samples import string, strings
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "content_addresses.json"
+GOLDEN = Path(__file__).parents[1] / "golden"
 NOBODY = any_of(KeyRing(()))
 
 
-def read() -> list[tuple[PathRecord, bytes]]:
+def read(name: str) -> list[tuple[PathRecord, bytes]]:
     found = []
-    for entry in json.loads(GOLDEN.read_text()):
+    for entry in json.loads((GOLDEN / name).read_text()):
         nar = base64.b64decode(entry["nar"])
         record = PathRecord(
             entry["store_path"],
@@ -44,7 +44,15 @@ def read() -> list[tuple[PathRecord, bytes]]:
     return found
 
 
-ALL = read()
+NEWER = read("newer_addresses.json")
+ONE_ID = [
+    (record, nar)
+    for record, nar in NEWER
+    if ":git:" in record.content_address
+    and record.store_path.endswith(("-file", "-executable", "-link"))
+]
+"""A file, the same executable, and a link that spells it, with SHA-1 and SHA-256: not provable."""
+ALL = read("content_addresses.json") + [entry for entry in NEWER if entry not in ONE_ID]
 KINDS = [f"{r.content_address.rpartition(':')[0]} {r.store_path[44:]}" for r, _ in ALL]
 every = pytest.mark.parametrize(("record", "nar"), ALL, ids=KINDS)
 
@@ -68,7 +76,9 @@ def test_the_golden_paths_are_of_every_kind() -> None:
     kinds = {record.content_address.rpartition(":")[0] for record, _ in ALL}
     algorithms = ("md5", "sha1", "sha256", "sha512")
     fixed = {f"fixed:{prefix}{name}" for prefix in ("", "r:") for name in algorithms}
-    assert kinds == {"text:sha256", *fixed}
+    newer = {"fixed:blake3", "fixed:r:blake3", "fixed:git:sha1", "fixed:git:sha256"}
+    assert kinds == {"text:sha256", *fixed, *newer}
+    assert len(ONE_ID) == 6 and len({record.content_address for record, _ in ONE_ID}) == 2
     assert any(record.store_path in record.references for record, _ in ALL)
 
 
@@ -155,8 +165,10 @@ def test_a_link_is_not_the_file_that_its_target_spells() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "text", "text:", "text:sha256:", "text:sha1:" + "0" * 32, "fixed:git:sha1:" + "0" * 32,
-     "fixed:blake3:" + "0" * 52, "fixed:sha256:" + "0" * 51, "fixed:sha256:" + "0" * 53,
+    ["", "text", "text:", "text:sha256:", "text:sha1:" + "0" * 32, "text:blake3:" + "0" * 52,
+     "fixed:git:md5:" + "0" * 26, "fixed:git:blake3:" + "0" * 52, "fixed:git:" + "0" * 32,
+     "fixed:git:r:sha1:" + "0" * 32, "git:sha1:" + "0" * 32, "fixed:sha256:" + "0" * 51,
+     "fixed:sha256:" + "0" * 53,
      "fixed:sha256:" + "z" * 52, "fixed:sha256:" + "0" * 64, "fixed:sha256:" + "e" * 52,
      "fixed:r:r:sha256:" + "0" * 52, "fixed:SHA256:" + "0" * 52, "fixed: sha256:" + "0" * 52,
      "source:sha256:" + "0" * 52, "fixed:sha256:" + "0" * 52 + "\n"],
@@ -168,11 +180,39 @@ def test_what_is_no_known_address(text: str) -> None:
 def test_kinds_that_nix_does_not_make_have_no_path() -> None:
     own = "/nix/store/00000000000000000000000000000000-x"
     zeros = nix32_encode(bytes(32))
-    for kind, references in (("text", (own,)), ("fixed", (own,)), ("fixed:r:sha512", (own,))):
+    kinds = ("text", "fixed", "fixed:git", "fixed:r:sha512")
+    for kind, references in ((kind, (own,)) for kind in kinds):
         digits = nix32_encode(bytes(64)) if "512" in kind else zeros
         address = parse(f"{kind if '512' in kind else kind + ':sha256'}:{digits}")
         assert address is not None
         assert store_path_of(address, "x", references, own) is None
+
+
+@pytest.mark.parametrize(("record", "nar"), ONE_ID, ids=[r.store_path[44:] for r, _ in ONE_ID])
+def test_what_shares_its_id_with_a_link_is_not_proven_by_it(record: PathRecord, nar: bytes) -> None:
+    """Nix makes such a path, and whoever has it may give another of the three under its name."""
+    assert recomputes(record) and not holds(record, nar)
+    for fed, undecided in ((nar, True), (nar[:-8], False), (nar + bytes(8), False)):
+        check = ContentCheck(record)
+        check.feed(fed)
+        assert not check.holds() and check.is_undecided is undecided
+    other = ContentCheck(record)
+    other.feed(nar.replace(b"spelt", b"spult"))
+    assert not other.holds() and not other.is_undecided
+
+
+def test_a_tree_is_bound_whole() -> None:
+    """Modes and names of what is in it, not only contents."""
+    record, nar = one("fixed:git:sha1", "tree")
+    assert holds(record, nar)
+    executable = strings(b"regular", b"executable", b"")
+    assert nar.count(executable) == 1
+    assert not holds(record, nar.replace(executable, strings(b"regular")))
+    assert nar.count(string(b"foo0")) == 1
+    assert not holds(record, nar.replace(string(b"foo0"), string(b"foo1")))
+    assert not holds(record, nar.replace(string(b"empty"), string(b"emptz")))
+    assert nar.count(string(b"foo/deep")) == 1
+    assert not holds(record, nar.replace(string(b"foo/deep"), string(b"foo/dee_")))
 
 
 def test_a_denied_path_is_refused_with_the_right_address_too() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +11,15 @@ import pytest
 import trio
 from rich.console import Console
 
-from chunker.record import PathRecord
+from chunker.record import SIGNATURES_MAX, PathRecord
 from chunker.store import MemoryStore
 from gateway import explain as explain_module
 from gateway.alarms import Alarms
 from gateway.errors import UpstreamError
-from gateway.explain import Explainer
+from gateway.explain import Answer, Explainer, unite
 from gateway.explain_page import explain_page
-from gateway.narinfo import Narinfo
+from gateway.lookup import Search, admitted_by
+from gateway.narinfo import Narinfo, format, parse
 from gateway.policy import Policy, Rule, any_of
 from gateway.signing import KeyRing
 from gateway.upstream import FileCache
@@ -48,8 +49,10 @@ async def explain(
     *upstreams: FileCache,
     policy: Policy = ANY,
     saw: Saw = lambda record, signatures: None,
+    policies_of: Mapping[str, Policy] | None = None,
 ) -> dict:  # type: ignore[type-arg]
-    return await Explainer(node.store, node.swarm, upstreams, policy, saw).explain(text)
+    explainer = Explainer(node.store, node.swarm, upstreams, policy, saw, policies_of or {})
+    return await explainer.explain(text)
 
 
 def page(answer: dict) -> str:  # type: ignore[type-arg]
@@ -71,7 +74,7 @@ async def test_everybody_is_asked_and_the_first_in_order_gives_it(tmp_path: Path
         (content,) = answer["contents"]
         assert content["admitted_by"] == "any trusted key"
         assert content["comes_from"] == str(seed.peer)
-        assert content["signers"] == [{"key": "office-1", "standing": "counts"}]
+        assert content["signers"] == [{"key": "office-1", "standing": "counts", "only_for": []}]
         says = {source["kind"]: source["says"] for source in answer["sources"]}
         assert says == {"store": "no", "upstream": "yes", "peer": "yes"}
         hold(me.store, record, nar)
@@ -155,3 +158,44 @@ async def test_a_disagreement_is_seen_and_shown(tmp_path: Path) -> None:
         answer = await explain(me, first.store_path, *caches, policy=policy, saw=saw)
         assert not answer["admitted"] and len(answer["contents"]) == 2
         assert "trusted keys disagree" in page(answer) and "into denied_keys" in page(answer)
+
+
+async def test_keys_that_count_for_one_upstream_only(tmp_path: Path) -> None:
+    """As in a look-up: for a content that it told of, and for no other."""
+    record, nar = signed_path("path", FOREIGN, 1000)
+    project, other = (write_cache(tmp_path / name, record, nar) for name in "ab")
+    policies_of = {project.url: ANY.with_keys(KeyRing((FOREIGN.public,)))}
+    async with office() as place:
+        me = await place.start("me", "gateway")
+        shown = page(await explain(me, record.store_path, project, policies_of=policies_of))
+        assert "Nix gets it from" in shown and "admitted by any trusted key" in shown
+        assert f"foreign-1: counts for what {project.url} says" in shown
+        refused = await explain(me, record.store_path, other, policies_of=policies_of)
+        assert not refused["admitted"] and "if you trust" not in page(refused)
+        assert f"foreign-1: counts only for what {project.url} says" in page(refused)
+
+
+def test_it_unites_what_a_look_up_unites() -> None:
+    record, _ = signed_path("path", size=1000)
+    junk = tuple(f"junk-{number}:AAAA" for number in range(SIGNATURES_MAX))
+    parts = (junk, record.signatures, junk[::-1], (sign(record, SECOND),))
+    said = [
+        (name, replace(record, signatures=part)) for name, part in zip("abcd", parts, strict=True)
+    ]
+    search = Search(record.store_hash, lambda united, sources: admitted_by(united, [BOTH]))
+    for name, part in said:
+        search.ask(name)
+        search.said(name, part, parse(format(part, part.signatures)))
+        search.done(name)
+    (united,) = unite(Answer("upstream", name, "yes", part) for name, part in said)
+    assert search.found is not None and search.heard() == [united]
+    assert united.sources == set("abcd") and len(united.record.signatures) == SIGNATURES_MAX + 2
+    assert BOTH.judge(united.record).counting == search.found.signatures
+
+
+def test_a_wrong_address_hides_no_true_one() -> None:
+    record, _ = one("fixed:r:sha256", "small")
+    addresses = ("fixed:r:sha256:junk", "", record.content_address, "junk")
+    said = (replace(record, content_address=address) for address in addresses)
+    (united,) = unite(Answer("upstream", "a", "yes", part) for part in said)
+    assert united.record == record

@@ -23,6 +23,7 @@ from gateway.policy import Policy, any_of
 from gateway.requests import Request
 from gateway.responses import Response
 from gateway.server import BodyBroken
+from gateway.shelf import Shelf
 from gateway.signing import KeyRing, PublicKey, SecretKey
 from gateway.substituter import Substituter
 from gateway.upstream import FileCache
@@ -59,12 +60,13 @@ class Border:
         publish: tuple[PublicKey, ...] = (),
         policy: Policy | None = None,
         policies_of: Mapping[str, Policy] | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.node = node
         policy = any_of(KeyRing((KEY.public,))) if policy is None else policy
         self.substituter = Substituter(
             node.store, node.swarm, upstreams, policy, KeyRing(publish), 20,
-            policies_of=policies_of,
+            policies_of=policies_of, shelf=shelf,
         )  # fmt: skip
 
     async def get(self, target: str, range: str = "", method: str = "GET") -> Response:
@@ -97,9 +99,10 @@ async def border(
     publish: tuple[PublicKey, ...] = (),
     policy: Policy | None = None,
     policies_of: Mapping[str, Policy] | None = None,
+    shelf: Shelf | None = None,
 ) -> AsyncIterator[Border]:
     node = await place.start("me", "gateway", *peers)
-    found = Border(node, upstreams, publish, policy, policies_of)
+    found = Border(node, upstreams, publish, policy, policies_of, shelf)
     async with trio.open_nursery() as nursery:
         await nursery.start(found.substituter.run)
         yield found

@@ -17,7 +17,6 @@ from chunker.record import PathRecord
 from chunker.store import MemoryStore
 from gateway.alarms import Alarms
 from gateway.breaker import Guarded
-from gateway.candidates import Candidates
 from gateway.narinfo import SIGNATURES_ONLY_URL, Narinfo, format, nar_url, parse
 from gateway.policy import Policy, Rule, any_of
 from gateway.proofs import DISPROVED_SECONDS
@@ -26,7 +25,7 @@ from gateway.signing import KeyRing, SecretKey
 from gateway.substituter import Substituter
 from gateway.upstream import FileCache
 from gateway.vouching import publish
-from tests.gateway.test_content_address import ALL, one
+from tests.gateway.test_content_address import ALL, ONE_ID, one
 from tests.gateway.test_policy import sign
 from tests.gateway.test_substituter import KEY, border, signed_path, write_cache
 from tests.peer.office import hold, office, until
@@ -125,26 +124,6 @@ async def test_what_is_only_vouched_for_is_not_promised(tmp_path: Path) -> None:
         vouching = signatures_of(tmp_path / "b", record, KEY)
         async with border(place, upstreams=(vouching,)) as me:
             assert await me.narinfo(record) == 404
-
-
-def test_signatures_of_one_content_are_united_and_junk_does_not_push_them_out() -> None:
-    record, _ = signed_path("path", size=1000)
-    junk = tuple(f"junk-{number}:AAAA" for number in range(16))
-    found = Candidates(BOTH)
-    for signatures in (junk, record.signatures, tuple(reversed(junk)), (sign(record, SECOND),)):
-        united = found.add(replace(record, signatures=signatures))
-    assert united is not None and len(united.signatures) == 16
-    assert BOTH.suffices(united)
-    other = replace(record, nar_hash=NarHash(bytes(32)), signatures=())
-    assert found.add(other) == other and len(found.records) == 2
-
-
-def test_a_liars_address_does_not_hide_the_true_one() -> None:
-    record, _ = one("fixed:r:sha256", "small")
-    found = Candidates(NOBODY)
-    for address in ("fixed:r:sha256:junk", "", record.content_address, "junk"):
-        united = found.add(replace(record, content_address=address))
-    assert united is not None and united.content_address == record.content_address
 
 
 async def test_two_contents_of_one_path_are_refused_where_that_is_configured(
@@ -265,6 +244,22 @@ async def test_a_lie_about_the_size_costs_the_honest_upstream_nothing(tmp_path: 
             assert me.substituter.deliveries.fill(false) is not None
             await until(lambda: not me.substituter.deliveries.running())
             assert await me.nar(record) == nar
+
+
+async def test_what_no_address_can_prove_costs_an_honest_upstream_nothing(tmp_path: Path) -> None:
+    """Its bytes are right, and only a signature could say so."""
+    other, other_nar = one("fixed:r:sha256", "small")
+    for record, nar in ONE_ID:
+        write_cache(tmp_path, record, nar)
+    async with office() as place:
+        honest = Guarded(write_cache(tmp_path, other, other_nar))
+        async with border(place, upstreams=(honest,), policy=NOBODY) as me:  # type: ignore[arg-type]
+            deliveries = me.substituter.deliveries
+            for record, _ in ONE_ID:
+                assert deliveries.fill(record) is not None
+                await until(lambda: not deliveries.running())
+                assert me.node.store.record(record.store_hash) is None
+            assert await me.nar(other) == other_nar
 
 
 @pytest.mark.parametrize(("kind", "name"), UNBOUND)

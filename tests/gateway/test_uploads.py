@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import lzma
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,10 +21,15 @@ from gateway import uploads as uploads_module
 from gateway.errors import ConfigError
 from gateway.narinfo import fingerprint, format, nar_url
 from gateway.offer import is_signed
+from gateway.realisations import REALISATION_BYTES_MAX
+from gateway.report import uploads_report
 from gateway.requests import Request
 from gateway.server import BodyBroken, serve
+from gateway.shelf import Shelf
 from gateway.signing import KeyRing
-from gateway.uploads import NETRC_NAME, SPOOL_SECONDS_MAX, Uploads, upload_token
+from gateway.uploads import NETRC_NAME, SPOOL_SECONDS_MAX, Counts, Uploads, upload_token
+from tests.gateway.test_besides import DERIVATION
+from tests.gateway.test_realisations import ID, signed_by_id
 from tests.gateway.test_substituter import FOREIGN, KEY, signed_path
 
 TOKEN = "secret-token"
@@ -39,7 +45,7 @@ class Place:
         ring = KeyRing((KEY.public,))
         self.uploads = Uploads(
             self.directory, self.store, TOKEN, lambda record: is_signed(record, ring),
-            self.offered.append, bytes_max,
+            self.offered.append, bytes_max, Shelf(directory / "shelf"), ring,
         )  # fmt: skip
 
     async def put(self, target: str, data: bytes, headers: dict[str, str] = AUTHORIZED) -> int:
@@ -81,6 +87,7 @@ async def test_a_nar_counts_when_its_signed_narinfo_comes(tmp_path: Path, compre
     assert place.files() == []
     # The same path again needs no NAR: it is here.
     assert await place.put(f"/{record.store_hash}.narinfo", narinfo) == 200
+    assert place.uploads.counts == Counts(paths=2, nar_bytes=len(nar))
 
 
 @pytest.mark.parametrize("fault", ["other nar", "cut", "longer", "not a nar", "damaged xz", "bomb"])
@@ -109,6 +116,8 @@ async def test_who_signed_decides(tmp_path: Path) -> None:
         status = await place.put(f"/{record.store_hash}.narinfo", narinfo_of(refused, NAR[1:]))
         assert status == 403
     assert place.store.record(record.store_hash) is None
+    assert place.uploads.counts == Counts(refused=2)
+    assert uploads_report(place.uploads)["spooled_bytes"] == len(nar)
     assert await place.put(f"/{record.store_hash}.narinfo",
                            narinfo_of(signed_by(record), NAR[1:])) == 200  # fmt: skip
 
@@ -151,6 +160,7 @@ async def test_the_spool_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert await place.put(NAR, bytes(1001)) == 413
     assert await place.put(NAR, b"") == 400
     assert await place.put(NAR, bytes(600)) == 200
+    assert place.uploads.spooled_bytes() == 600
     assert await place.put(NAR.replace("1as", "2as"), bytes(600)) == 507
     assert await place.put(NAR.replace("1as", "2as"), bytes(400)) == 200
     monkeypatch.setattr(uploads_module, "SPOOL_FILES_MAX", 2)
@@ -239,7 +249,9 @@ async def test_a_start_empties_the_spool(tmp_path: Path) -> None:
         ("/nar/../../etc/passwd", b"x", 405),
         ("/nar/a/b.nar", b"x", 405),
         ("/realisations/x.doi", b"{}", 405),
+        (f"/realisations/{ID}.doi", b"{}", 400),
         ("/log/x.drv", b"", 405),
+        (f"/log/../{DERIVATION}", b"", 405),
     ],
 )
 async def test_what_else_is_put(tmp_path: Path, target: str, data: bytes, status: int) -> None:
@@ -268,6 +280,44 @@ def test_the_token_is_its_owners(tmp_path: Path) -> None:
     file.chmod(0o640)
     with pytest.raises(ConfigError):
         upload_token(tmp_path, "127.0.0.1")
+
+
+def kept(place: Place) -> list[bytes]:
+    return [file.read_bytes() for file in (place.directory.parent / "shelf").iterdir()]
+
+
+async def test_a_realisation_counts_when_a_trusted_key_signed_it(tmp_path: Path) -> None:
+    place, target = Place(tmp_path), f"/realisations/{ID}.doi"
+    fields = signed_by_id()
+    other = {**fields, "outPath": "0" * 32 + "-evil"}
+    for refused in (other, {**fields, "signatures": []}):
+        assert await place.put(target, json.dumps(refused).encode()) == 403
+    assert await place.put(target.replace("0a", "0b"), json.dumps(fields).encode()) == 400
+    assert await place.put(target, json.dumps(fields).encode(), {}) == 401
+    assert await place.put(target, bytes(REALISATION_BYTES_MAX + 1)) == 413
+    assert kept(place) == [] and place.uploads.counts == Counts(refused=5)
+    assert await place.put(target, json.dumps(fields).encode()) == 200
+    (held,) = kept(place)
+    assert json.loads(held)["signatures"] == fields["signatures"][:1], (
+        "what nobody trusts is left out"
+    )  # type: ignore[index]
+    assert place.uploads.counts == Counts(refused=5, realisations=1)
+
+
+async def test_a_log_is_bounded_and_in_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads_module, "LOG_BYTES_MAX", 1000)
+    place, target = Place(tmp_path), f"/log/{DERIVATION}"
+    assert await place.put(target, bytes(1001)) == 413
+    assert await place.put(target, b"x", {}) == 401
+    assert await place.put(target, b"x", {**AUTHORIZED, "content-encoding": "br"}) == 400
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads_module, "DISK_RESERVE_BYTES", 1 << 60)
+        assert await place.put(target, b"x") == 507
+    assert kept(place) == []
+    assert await place.put(target, b"built\n") == 200
+    assert kept(place) == [b"built\n"] and place.uploads.counts == Counts(refused=4, logs=1)
 
 
 @asynccontextmanager

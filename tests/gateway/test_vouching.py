@@ -16,7 +16,7 @@ from gateway.narinfo import SIGNATURES_ONLY_URL, Narinfo, fingerprint, parse
 from gateway.nixstore import NixStore, PathInfo
 from gateway.seeding import record_of
 from gateway.signing import KeyRing, SecretKey
-from gateway.vouching import publish, vouch
+from gateway.vouching import into, publish, vouch
 
 ONE, TWO = SecretKey("one-1", b"1" * 32), SecretKey("two-1", b"2" * 32)
 
@@ -54,7 +54,7 @@ class Machine:
         return info
 
     def sign(self, key: SecretKey, *infos: PathInfo, all_paths: bool = False) -> list[str]:
-        done = vouch(self.nix, infos, key, self.top.parent / "out", all_paths=all_paths)
+        done = vouch(self.nix, infos, into(self.top.parent / "out", key), all_paths=all_paths)
         return [one.outcome for one in done]
 
     def written(self, info: PathInfo) -> Narinfo:

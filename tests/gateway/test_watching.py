@@ -64,6 +64,35 @@ def test_status_tells_where_bytes_came_from_and_what_is_under_way(width: int) ->
     assert next(line for line in text.splitlines() if "waits" in line).count("upstream") == 1
 
 
+def test_status_tells_what_was_withheld_and_what_was_put() -> None:
+    assert "withheld" not in drawn(status_page, ANSWER, 160)
+    assert "put here" not in drawn(status_page, ANSWER, 160)
+    more = {
+        "closures": {"walks": 120, "incomplete": 3},
+        "uploads": {
+            "paths": 9,
+            "nar_bytes": 2_000_000,
+            "realisations": 2,
+            "logs": 0,
+            "refused": 4,
+            "spooled_bytes": 1_500,
+        },
+    }
+    text = drawn(status_page, ANSWER | more, 160)
+    assert "looked 120 times" in text and "3 narinfos withheld because it cannot" in text
+    assert (
+        "9 paths were put here, 2.0 MB of them new, 2 realisations, 4 requests refused, 1.5 kB wait"
+        in text
+    )
+    quiet = {
+        "closures": {"walks": 1, "incomplete": 0},
+        "uploads": dict.fromkeys(more["uploads"], 0),
+    }
+    text = drawn(status_page, ANSWER | quiet, 160)
+    assert "looked once" in text and "no narinfos withheld" in text
+    assert "0 paths were put here, 0 B of them new\n" in text
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_no_number_of_the_peers_is_cut(width: int) -> None:
     rows = [

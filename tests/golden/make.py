@@ -4,6 +4,7 @@ tree.nar, tree.json       a tree with everything a NAR can hold, as `nix-store -
 tree.ls                   what `nix nar ls` says of it
 narinfos/*, keys.json     narinfos that Nix signed, and the keys
 content_addresses.json    paths that name their contents, one of each kind
+newer_addresses.json      kinds that only newer versions make (tests.golden.newer_addresses)
 cuts.json                 block lengths and ids of the cut rule, and a ManifestId: these pin formats
 """
 

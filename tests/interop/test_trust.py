@@ -65,6 +65,33 @@ def test_two_builders_and_one_nar(office: Office) -> None:
     assert explained.returncode == 2 and "no narswarm is running" in explained.stderr
 
 
+def test_a_second_signature_on_what_a_running_seed_holds(office: Office) -> None:
+    """Its store is locked, and a web server is not needed."""
+    key, public = office.nix.generate_key("second-1")
+    root = office.closure.root
+    config = office.top / "config.toml"
+    config.write_text(RULE)
+    seed = office.seed("seed", "gateway")
+    gateway = office.gateway(seed, more=("--config", str(config), "--trusted-public-key", public))
+    # Not of the root: what it needs would be looked up ahead, and remembered for half a minute.
+    leaf = next(path for path, info in office.closure.infos.items() if not info["references"])
+    assert "404" in narinfo(gateway.url, leaf)
+    signing = ("sign", "--key-file", str(key), "--role", "seed", "--store", str(seed.store))
+    done = narswarm(*signing, "-r", root)
+    assert done.returncode == 0, done.stderr
+    signed = f"{len(office.closure.infos)} signed by second-1 at the seed, 0 not held there"
+    assert signed in done.stdout
+    office.substitute("client", gateway.url)
+    assert {"build-1", "second-1"} == {
+        line.split()[1].partition(":")[0]
+        for line in narinfo(gateway.url, root).splitlines()
+        if line.startswith("Sig: ")
+    }
+    seed.stop()
+    done = narswarm(*signing, root)
+    assert done.returncode == 2 and "no narswarm is running" in done.stderr
+
+
 def narinfo(url: str, path: str) -> str:
     return subprocess.run(
         ["curl", "-s", f"{url}/{path[11:43]}.narinfo"], capture_output=True, text=True, check=True

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+from secrets import token_hex
+
 import pytest
 
 from gateway.program import Program
@@ -30,3 +35,30 @@ def test_nix_copy_seeds_the_swarm(office: Office) -> None:
     office.substitute("client", url(second))
     office.verify("client")
     assert netrc.read_text().split()[-1] not in office.logs()
+
+
+def test_what_a_content_addressed_derivation_became_is_told_with_the_paths(office: Office) -> None:
+    """Nix asks for the realisation before it knows which path it wants."""
+    gateway = office.gateway(more=("--accept-uploads",))
+    netrc = office.top / "gateway" / NETRC_NAME
+    # Copied, for a Nix in a chroot sees the temporary directory and not this repository.
+    expression = shutil.copy(Path(__file__).parent / "addressed.nix", office.top)
+    what = ("--file", str(expression), "--argstr", "seed", token_hex(8))
+    settings = (
+        "extra-experimental-features = ca-derivations\n"
+        f"trusted-public-keys = {office.closure.public}\n"
+    )
+    signs = f"{settings}secret-key-files = {office.closure.secret}"
+    office.nix.run(
+        "nix", "copy", "--to", url(gateway), "--option", "netrc-file", str(netrc), *what, "",
+        settings=signs,
+    )  # fmt: skip
+    uploads = gateway.status()["uploads"]
+    assert isinstance(uploads, dict) and uploads["paths"] == 2 and uploads["realisations"]
+    # It may build nothing: what it gets, it substituted.
+    done = office.nix.run(
+        "nix", "build", "--store", str(office.top / "root-client"), "--no-link", "--json", *what,
+        home="client", settings=f"{settings}substituters = {url(gateway)}\nmax-jobs = 0",
+    )  # fmt: skip
+    (built,) = json.loads(done.stdout)
+    office.nix.run("nix-store", "--delete", built["outputs"]["out"], check=False)

@@ -52,7 +52,7 @@ MACHINES = (
         "catalogue", "summary", "ahead", "messages", "fields", "wire", "identity", "yamux", "noise",
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
-       ("narinfo", "trust", "policy", "alarms", "content_address", "candidates", "proofs", "offer",
+       ("narinfo", "trust", "policy", "alarms", "content_address", "git_tree", "proofs", "offer",
         "signing", "decompress", "redirects", "lookup", "memory", "prefetch", "requests",
         "completeness")]
 )  # fmt: skip
