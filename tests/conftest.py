@@ -1,15 +1,46 @@
-"""What all tests share: a real Nix where one is needed, and closures it built."""
+"""What all tests share: a real Nix where one is needed, closures it built, and an end of each test.
+
+A test that uses the fixture `nix`, by itself or through another, is marked `nix`: those, and only
+those, `make interop-all` runs on every Nix.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.nix import Closure, Nix
+
+TEST_SECONDS_MAX = 300
+"""Of a test outside trio, as all are that start a Nix; a loop of trio would not survive the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "nix" in getattr(item, "fixturenames", ()):
+            item.add_marker("nix")
+
+
+@pytest.fixture(autouse=True)
+def limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends the test from within, wherever it stands: what it started is stopped as always."""
+    if request.node.get_closest_marker("trio") is not None:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        pytest.fail(f"not over after {TEST_SECONDS_MAX} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(TEST_SECONDS_MAX)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
-NIX_SECONDS_MAX = 180.0
+NIX_SECONDS_MAX = 120.0
+"""Of one command; below what a test may take, so that what Nix said is in the failure."""
+STDERR_CHARS_SHOWN = 3000
 
 
 class Nix:
@@ -35,17 +37,23 @@ class Nix:
             "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\n"
             f"substituters =\nconnect-timeout = 5\n{settings}\n"
         )
-        done = subprocess.run(
-            words,
-            env={**os.environ, "HOME": str(directory), "NIX_CONFIG": config},
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=NIX_SECONDS_MAX,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                words,
+                env={**os.environ, "HOME": str(directory), "NIX_CONFIG": config},
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=NIX_SECONDS_MAX,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:
+            said = (late.stderr or b"").decode(errors="replace")  # bytes, whatever was asked for
+            raise AssertionError(
+                f"{' '.join(words)} did not end:\n{said[-STDERR_CHARS_SHOWN:]}"
+            ) from late
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
+            raise AssertionError(f"{' '.join(words)} failed:\n{done.stderr[-STDERR_CHARS_SHOWN:]}")
         return done
 
     def generate_key(self, name: str) -> tuple[Path, str]:

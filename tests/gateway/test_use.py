@@ -204,9 +204,11 @@ def _daemon_heeds(nix: Nix, conf: Path, home: Path) -> bool:
         "PATH": os.environ["PATH"], "HOME": str(home), "NIX_CONF_DIR": str(conf.parent),
         "NIX_DAEMON_SOCKET_PATH": str(path),
     }  # fmt: skip
+    # "local", or where /nix/var is not made yet the daemon takes itself for its store.
     daemon = subprocess.Popen(
-        ["nix-daemon"], env={**environ, "HOME": str(nix.top)}, stderr=subprocess.PIPE
-    )
+        ["nix-daemon"], env={**environ, "HOME": str(nix.top), "NIX_REMOTE": "local"},
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
     try:
         for _ in range(200):
             if path.exists() or daemon.poll() is not None:

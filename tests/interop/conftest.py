@@ -99,7 +99,8 @@ class Office:
         )  # fmt: skip
 
     def logs(self) -> str:
-        return "\n".join(program.log.read_text() for program in self.programs)
+        logs = {program.name: program.log for program in self.programs}
+        return "\n".join(f"-- {name}\n{log.read_text()}" for name, log in logs.items())
 
 
 @pytest.fixture
@@ -110,3 +111,4 @@ def office(tmp_path: Path, closure: Closure) -> Iterator[Office]:
     finally:
         for program in office.programs:
             program.stop()
+        print(office.logs())  # pytest shows it if the test failed

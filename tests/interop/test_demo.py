@@ -11,7 +11,7 @@ import pytest
 
 from tests.nix import Nix
 
-SECONDS_MAX = 300
+SECONDS_MAX = 240
 
 
 def demo(*words: str) -> dict[str, object]:

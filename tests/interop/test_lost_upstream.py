@@ -64,11 +64,13 @@ def test_nix_does_not_notice_that_an_upstream_is_killed(
     program = gateway(office, (dying.url, 0), *second)
     with ThreadPoolExecutor(1) as pool:
         realised = pool.submit(office.substitute, "client", program.url)
-        dying.await_middle()
-        if other == "peer":
-            office.gateway(program, name="peer")
-            program.await_peers(1)
-        dying.kill()
+        try:
+            dying.await_middle()
+            if other == "peer":
+                office.gateway(program, name="peer")
+                program.await_peers(1)
+        finally:
+            dying.kill()  # whatever went wrong: what is held keeps Nix waiting
         said = realised.result()
     office.verify("client")
     assert "error" not in said and "retrying" not in said, said
