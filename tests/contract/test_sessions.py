@@ -154,12 +154,16 @@ async def test_a_reader_that_stops_holds_the_writer_and_costs_no_more() -> None:
             fast = stream._fast  # type: ignore[attr-defined]
             assert isinstance(fast, FastStream)
             machine = fast.muxed_conn.machine
+            (theirs,) = second._host.get_network().connections.values()
+
+            def queued() -> int:
+                return sum(s.queued for s in theirs[0].muxed_conn.machine.streams.values())
+
             await until(lambda: not fast._stream.sendable and not machine.has_outgoing)
+            await until(lambda: queued() > WINDOW_BYTES_MIN // 2)
             assert not finished.is_set()
             assert fast.muxed_conn.machine.outgoing_bytes <= OUTGOING_BYTES_MAX
-            (theirs,) = second._host.get_network().connections.values()
-            queued = [s.queued for s in theirs[0].muxed_conn.machine.streams.values()]
-            assert 0 < sum(queued) <= WINDOW_BYTES_MIN
+            assert queued() <= WINDOW_BYTES_MIN
             halfway.set()
             await finished.wait()
             assert bytes(await stream.receive_some(4)) == b"done"

@@ -205,6 +205,8 @@ async def test_what_was_read_in_part_counts_only_after_it_was_checked_alone() ->
         liar = Owner(one, record, lie)
         fetch = await follow(two, liar)
         liar.finish()
+        for index in range(len(liar.manifest.blocks)):
+            await fetch.block(index)
         source = FetchedSource(fetch, 8.0)
         with pytest.raises(NotHere, match="tells lies"):
             await source.verified(1)
