@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 ALGORITHMS = ("sha1", "sha256")
+OPEN_ENTRIES_MAX = 262_144
+"""Of the directories from the root to where the reader is; about 60 MB. More proves nothing."""
 _MODES = {
     Kind.REGULAR: b"100644",
     Kind.EXECUTABLE: b"100755",
@@ -55,6 +57,7 @@ class GitTree:
         self._reader = NarReader(self._blobs)
         self._open: list[_Directory] = []
         """From the root to where the reader is."""
+        self._open_entries = 0
         self._root = b""
         self.lone = b""
         """The id of a root that is no directory, which says too little of it."""
@@ -93,16 +96,22 @@ class GitTree:
         else:
             identity = self._blobs.done.popleft()
         if self._open:
-            self._open[-1].add(entry.kind, entry.name, identity)
+            self._add(entry.kind, entry.name, identity)
         else:
             self.lone = identity
+
+    def _add(self, kind: Kind, name: bytes, identity: bytes) -> None:
+        self._open[-1].add(kind, name, identity)
+        self._open_entries += 1
+        self._wrong = self._wrong or self._open_entries > OPEN_ENTRIES_MAX
 
     def _close(self, depth: int) -> None:
         while len(self._open) > depth:
             closed = self._open.pop()
+            self._open_entries -= len(closed.entries)
             identity = self._id(b"tree", b"".join(text for _, text in sorted(closed.entries)))
             if self._open:
-                self._open[-1].add(Kind.DIRECTORY, closed.name, identity)
+                self._add(Kind.DIRECTORY, closed.name, identity)
             else:
                 self._root = identity
 

@@ -12,6 +12,7 @@ import pytest
 
 from chunker.digest import NarHash, nix32_encode
 from chunker.record import PathRecord
+from gateway import git_tree
 from gateway.content_address import ContentCheck, binds_nar_hash, parse, recomputes, store_path_of
 from gateway.errors import NotTrusted
 from gateway.narinfo import format
@@ -213,6 +214,15 @@ def test_a_tree_is_bound_whole() -> None:
     assert not holds(record, nar.replace(string(b"empty"), string(b"emptz")))
     assert nar.count(string(b"foo/deep")) == 1
     assert not holds(record, nar.replace(string(b"foo/deep"), string(b"foo/dee_")))
+
+
+def test_a_directory_of_too_many_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are held in memory until it ends, and the NAR may be of any length."""
+    record, nar = one("fixed:git:sha1", "tree")
+    monkeypatch.setattr(git_tree, "OPEN_ENTRIES_MAX", 11)
+    assert holds(record, nar, 100)
+    monkeypatch.setattr(git_tree, "OPEN_ENTRIES_MAX", 10)
+    assert not holds(record, nar, 100)
 
 
 def test_a_denied_path_is_refused_with_the_right_address_too() -> None:

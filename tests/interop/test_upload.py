@@ -61,4 +61,5 @@ def test_what_a_content_addressed_derivation_became_is_told_with_the_paths(offic
         home="client", settings=f"{settings}substituters = {url(gateway)}\nmax-jobs = 0",
     )  # fmt: skip
     (built,) = json.loads(done.stdout)
-    office.nix.run("nix-store", "--delete", built["outputs"]["out"], check=False)
+    made = office.nix.run("nix-store", "--query", "--requisites", built["outputs"]["out"]).stdout
+    office.nix.run("nix-store", "--delete", *made.split(), check=False)
