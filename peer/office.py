@@ -201,7 +201,9 @@ class Office:
         asking = next((a for a in self._swarm.sessions_open() if a.peer == peer), None)
         wanted = asking.watch_refused(request) if asking is not None else None
         following = self._swarm.fetches.get(wanted) if wanted is not None else None
-        if isinstance(following, Following) and following.owner == peer:
+        if not isinstance(following, Following) or following.owner != peer:
+            return
+        if following.growing.state is Growth.GROWING:
             following.fail(f"{peer} does not fetch {following.record.store_path}")
 
     def gone(self, peer: PeerId) -> None:

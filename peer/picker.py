@@ -10,7 +10,9 @@
 A *source* has the whole (a seed, the owner of a growing manifest); *fellows* fetch the same NAR as
 we do. Were all fellows to ask the source for everything, its uplink would carry each block once for
 each of them. So blocks are dealt out in turn, `index` to the fellow at `index % count` of all that
-fetch, in order of PeerId: each asks the source for its part and gets the rest from the others.
+fetch, in order of PeerId: each asks the source for its part and gets the rest from the others. What
+a fellow can bring is asked of no source: who comes late has the head of the NAR from fellows, and
+leaves the source's uplink to the tail that all lack.
 Whose view of the fellows differs for a moment asks for too much or waits for a moment. A block that
 no fellow has shown in PATIENCE times the source's own answering time is asked of the source as
 *spare*: it sends that when its uplink has nothing else to carry. So a source that has plenty gives
@@ -242,6 +244,7 @@ class _Deal:
     ) -> None:
         self._now = now
         self._download = download
+        self._peers = peers
         self._fellows = _fellows(download, peers)
         order = sorted({me, *self._fellows})
         self._count = len(order)
@@ -253,14 +256,29 @@ class _Deal:
 
     def may_ask(self, index: int, holder: PeerId, state: Standing) -> bool:
         """Firmly: a fellow for anything that it can bring in time, a source for our part."""
-        if self.is_mine(index):
+        if not self.is_dealt:
             return True
-        length = self._download.lengths[index]
-        return holder in self._fellows and state.seconds_for(length) <= FELLOW_SECONDS_MAX
+        if holder not in self._fellows:
+            return self.is_mine(index) and not self._is_with_fellows(index)
+        return self.is_mine(index) or self._is_in_time(index, state)
+
+    def _is_with_fellows(self, index: int) -> bool:
+        """Who came late has the head from fellows: the source is for what it holds alone."""
+        manifest = self._download.manifest
+        return any(
+            index in state.holds.get(manifest, ())
+            and not state.rests(self._now)
+            and self._is_in_time(index, state)
+            for name, state in self._peers.items()
+            if name in self._fellows
+        )
+
+    def _is_in_time(self, index: int, state: Standing) -> bool:
+        return state.seconds_for(self._download.lengths[index]) <= FELLOW_SECONDS_MAX
 
     def is_overdue(self, index: int, holders: Ready) -> bool:
         """Only sources hold it, or fellows that have enough to do, for longer than they should."""
-        if not holders or self.is_mine(index):
+        if not holders or (self.is_mine(index) and not self._is_with_fellows(index)):
             return False
         since = self._download.waits.setdefault(index, self._now)
         answers = min(state.answers_seconds for _, state in holders)

@@ -104,6 +104,17 @@ def test_of_a_source_each_fellow_asks_its_own_part() -> None:
     assert mine | theirs == set(range(40)) and not mine & theirs
 
 
+def test_what_a_fellow_has_is_asked_of_no_source_while_it_can_bring_it() -> None:
+    """Who comes late leaves the source's uplink to what it holds alone."""
+    work = download(40)
+    peers = {SEED: holder(range(40)), A: holder(set(range(20)), filling=True, depth=2)}
+    of_source = [index for index, name, _ in chosen(work, peers) if name == SEED]
+    assert len(of_source) == 10 and min(of_source) >= 20
+    peers[A].rest(0.0)
+    of_source = [index for index, name, _ in chosen(work, peers, now=0.1) if name == SEED]
+    assert len(of_source) >= 9 and max(of_source) < 20
+
+
 def test_small_nars_are_not_dealt_out() -> None:
     work = download(40, nar_bytes=DEALT_BYTES_MIN - 1)
     peers = {SEED: holder(range(40)), A: holder(set(), filling=True)}

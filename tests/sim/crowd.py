@@ -27,6 +27,7 @@ BLOCK_BYTES = 131072
 LINK_BYTES = BLOCK_BYTES
 LATENCY_SECONDS = 0.002
 NEWS_SECONDS = 0.05
+START_SECONDS_MAX = 0.1
 TICK_SECONDS = 0.25
 
 
@@ -43,6 +44,7 @@ class _Peer:
     busy: bool = False
     down_free: float = 0.0
     cursor: int = 0
+    began: float = 0.0
     done: float = 0.0
     received: int = 0
     sent: int = 0
@@ -57,10 +59,14 @@ class Result:
     messages: int
     owner_sent: float
     """Copies of the NAR that the owner's uplink carried."""
+    ratios: list[float]
+    """For each follower its own time over the least that it could have needed: what its downlink
+    takes for the NAR, or what the internet line still takes for the rest."""
 
 
 class Crowd:
-    """Rates in bytes a second; `owner_up` and `fellow_up` are instead of `up` where given."""
+    """Rates in bytes a second; `owner_up` and `fellow_up` are instead of `up` where given. With
+    `staggered` followers begin one by one while the internet line brings the NAR."""
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class Crowd:
         *,
         owner_up: float | None = None,
         fellow_up: float | None = None,
+        staggered: bool = False,
     ) -> None:
         self.now = 0.0
         self._chance = random.Random(seed)
@@ -83,6 +90,9 @@ class Crowd:
         names = [PeerId(f"peer-{n:04d}") for n in range(peers)]
         self.peers = {name: _Peer(name, Exchange(name)) for name in names}
         self._owner = self.peers[self._chance.choice(names)]
+        self._begins_within = blocks * LINK_BYTES / wan if staggered else START_SECONDS_MAX
+        self._met = [self._owner] if staggered else list(self.peers.values())
+        """Whom the next one that begins hears of, and is heard of by."""
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = self.messages = 0
 
@@ -90,7 +100,8 @@ class Crowd:
         followers = [peer for peer in self.peers.values() if peer is not self._owner]
         count = len(self._content)
         for peer in followers:
-            self._at(self._chance.random() * 0.1, lambda peer=peer: self._join(peer))
+            peer.began = self._chance.random() * self._begins_within
+            self._at(peer.began, lambda peer=peer: self._join(peer))
         for index in range(count):
             self._at((index + 1) * LINK_BYTES / self._wan, lambda index=index: self._grown(index))
         while any(not peer.done for peer in self.peers.values()):
@@ -107,6 +118,10 @@ class Crowd:
             sum(peer.received for peer in followers) / needed - 1,
             self.messages,
             self._owner.sent / count,
+            sorted(
+                (peer.done - peer.began) / max(size / self._down, size / self._wan - peer.began)
+                for peer in followers
+            ),
         )
 
     def _at(self, when: float, act: Callable[[], None]) -> None:
@@ -128,11 +143,15 @@ class Crowd:
                 source=self._owner.name,
             ),
         )
-        for other in self.peers.values():
+        if known == len(self._ids):
+            self._carry_out(peer, peer.exchange.grow(self.now, MANIFEST, (), (), (), whole=True))
+        for other in self._met:
             if other is not peer:
-                self._tell(other, peer, sorted(other.held), True)
+                self._tell(other, peer, sorted(other.held), not other.done)
                 if other is not self._owner:
                     self._tell(peer, other, [], True)
+        if peer not in self._met:
+            self._met.append(peer)
         self._tick(peer)
 
     def _grown(self, index: int) -> None:

@@ -27,3 +27,11 @@ def test_a_source_with_plenty_gives_what_fellows_cannot() -> None:
     result = Crowd(1, 8, BLOCKS, RATE, RATE, RATE, owner_up=20 * RATE, fellow_up=RATE / 5).run()
     assert statistics.median(result.seconds) <= 2.5 * BLOCKS * 131072 / RATE
     assert result.owner_sent >= 3
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_comes_late_does_not_hold_up_who_came_early(seed: int) -> None:
+    """Asked for the head as well, the source had no time for the tail: 1.4 and 1.7 times."""
+    result = Crowd(seed, 16, BLOCKS, RATE, RATE, RATE, staggered=True).run()
+    assert statistics.median(result.ratios) <= 1.25
+    assert result.ratios[-1] <= 1.55
