@@ -3,8 +3,11 @@ has the bytes, or a peer that came meanwhile."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +49,37 @@ def dying(office: Office) -> Iterator[Dying]:
     dying.kill()
 
 
+class Later(http.server.SimpleHTTPRequestHandler):
+    """The same cache, which tells of a path only once the other holds a NAR: who tells first may be
+    asked for the NAR, and then nothing would be held."""
+
+    held: threading.Event
+
+    def do_GET(self) -> None:
+        if self.path.endswith(".narinfo"):
+            self.held.wait()
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def later(office: Office) -> Iterator[tuple[str, threading.Event]]:
+    held = threading.Event()
+    handler = type("Handler", (Later,), {"held": held})
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(office.closure.cache))
+    ) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", held
+        held.set()
+        server.shutdown()
+        thread.join()
+
+
 def gateway(office: Office, *upstreams: tuple[str, int]) -> Program:
     """It knows the peer, which is not there yet."""
     tables = "".join(f'[[upstreams]]\nurl = "{url}"\npriority = {n}\n' for url, n in upstreams)
@@ -56,9 +90,10 @@ def gateway(office: Office, *upstreams: tuple[str, int]) -> Program:
 
 @pytest.mark.parametrize("other", ["upstream", "peer"])
 def test_nix_does_not_notice_that_an_upstream_is_killed(
-    office: Office, dying: Dying, other: str
+    office: Office, dying: Dying, later: tuple[str, threading.Event], other: str
 ) -> None:
-    second = [(f"file://{office.closure.cache}", 1)] if other == "upstream" else []
+    url, held = later
+    second = [(url, 1)] if other == "upstream" else []
     if other == "peer":
         office.seed("peer").stop()  # its store is full now
     program = gateway(office, (dying.url, 0), *second)
@@ -66,10 +101,12 @@ def test_nix_does_not_notice_that_an_upstream_is_killed(
         realised = pool.submit(office.substitute, "client", program.url)
         try:
             dying.await_middle()
+            held.set()
             if other == "peer":
                 office.gateway(program, name="peer")
                 program.await_peers(1)
         finally:
+            held.set()
             dying.kill()  # whatever went wrong: what is held keeps Nix waiting
         said = realised.result()
     office.verify("client")
