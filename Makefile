@@ -30,7 +30,7 @@ mutants: $(READY)  ## take out one defence after the other: the test it names mu
 interop: $(READY)  ## only the shipped program at work: real Nix, real hosts, js-libp2p
 	@$(BIN)/python -m pytest tests/interop $(ARGS)
 
-interop-all: $(READY)  ## all tests that start a Nix, on 2.8, 2.26 and 2.34 from chroots (root; 12 min)
+interop-all: $(READY)  ## all tests that start a Nix, on 2.8, 2.26 and 2.34 from chroots (root; 14 min)
 	@scripts/interop-all
 
 sim: $(READY)  ## the simulated swarm over many seeds: make sim SEEDS=5000
