@@ -21,9 +21,9 @@ MESSAGE_BYTES_MAX = 65535
 FULL_BYTES = 63 * 1024
 """Plain bytes of a message that is followed by others: the most that is a multiple of 256. Another
 length costs the cipher a slower way for its last bytes, a fifth of the time of a full message."""
-
 BUFFER_BYTES = 1024 * 1024
 BUFFERS_KEPT_MAX = 4
+"""One read into, one opened into, one sealed into, and one still looked at."""
 
 
 class NoiseError(Exception):
@@ -34,9 +34,8 @@ class Buffers:
     """Memory for messages, shared by connections and used again once nobody looks at it: fresh
     memory costs half as much as the cipher that writes into it."""
 
-    def __init__(self, kept_max: int = BUFFERS_KEPT_MAX) -> None:
+    def __init__(self) -> None:
         self._kept: list[bytearray] = []
-        self._kept_max = kept_max
 
     def take(self, size: int) -> memoryview:
         """`size` bytes of any content, for as long as the view or a part of it lives."""
@@ -46,7 +45,7 @@ class Buffers:
             if _is_free(buffer):
                 return memoryview(buffer)[:size]
         buffer = bytearray(BUFFER_BYTES)
-        if len(self._kept) < self._kept_max:
+        if len(self._kept) < BUFFERS_KEPT_MAX:
             self._kept.append(buffer)
         return memoryview(buffer)[:size]
 

@@ -56,6 +56,14 @@ ARRIVED_MAX = 256
 and resets them at once: those count no more among its open ones, and each costs a task."""
 
 
+def fitting_unsent(unsent: int, size: int, seconds: float) -> int:
+    """Bytes to allow after `unsent`, when the line took `size` bytes in `seconds`; one step."""
+    carried = size * UNSENT_SECONDS
+    if carried >= 2 * unsent * seconds:
+        return min(2 * unsent, UNSENT_BYTES_MAX)
+    return max(unsent // 2, UNSENT_BYTES_MIN) if 2 * carried < unsent * seconds else unsent
+
+
 class FastConnection(IMuxedConn):
     """libp2p runs `start` until the connection is over."""
 
@@ -239,11 +247,9 @@ class FastConnection(IMuxedConn):
                 waited = True
                 await trio.lowlevel.wait_writable(self._tcp.socket)
         if waited and size >= RATED_BYTES_MIN:
-            carried = size / (trio.current_time() - began) * UNSENT_SECONDS
-            if carried >= 2 * self._unsent:
-                self._allow_unsent(min(2 * self._unsent, UNSENT_BYTES_MAX))
-            elif carried < self._unsent / 2:
-                self._allow_unsent(max(self._unsent // 2, UNSENT_BYTES_MIN))
+            unsent = fitting_unsent(self._unsent, size, trio.current_time() - began)
+            if unsent != self._unsent:
+                self._allow_unsent(unsent)
 
     def _allow_unsent(self, size: int) -> None:
         self._unsent = size

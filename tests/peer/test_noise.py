@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from peer.noise import (
     BUFFER_BYTES,
+    BUFFERS_KEPT_MAX,
     FULL_BYTES,
     MESSAGE_BYTES_MAX,
     Buffers,
@@ -94,10 +95,10 @@ def test_memory_is_used_again_once_nobody_looks_at_it() -> None:
 
 
 def test_no_more_memory_is_kept_than_a_few_buffers() -> None:
-    buffers = Buffers(kept_max=2)
-    taken = [buffers.take(BUFFER_BYTES) for _ in range(5)]
+    buffers = Buffers()
+    taken = [buffers.take(BUFFER_BYTES) for _ in range(BUFFERS_KEPT_MAX + 3)]
     del taken
-    assert len(buffers._kept) == 2
+    assert len(buffers._kept) == BUFFERS_KEPT_MAX
 
 
 def test_a_changed_byte_is_refused() -> None:
