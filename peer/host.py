@@ -23,13 +23,13 @@ from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux as StockYamux
 
 from chunker.digest import Bytes
 
+from . import handshake
 from .acquaintances import CONNECTIONS_MAX
 from .errors import CannotListen, SessionClosed, Unreachable
 from .identity import Address, Identity, PeerId
@@ -56,7 +56,7 @@ class Libp2pTransport:
         self._wanted = listen
         self._listen = [_multiaddr(host, port) for host, port in listen]
         keys = create_new_key_pair(identity.seed)
-        noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
+        noise = handshake.Transport(keys, noise_privkey=create_noise_key_pair().private_key)
         self._host = new_host(
             key_pair=keys,
             sec_opt={NOISE_ID: noise},

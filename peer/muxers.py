@@ -64,8 +64,8 @@ def _tcp_and_ciphers(
     try:
         protocol: Any = conn.conn.noise_state.noise_protocol
         ours, theirs = protocol.cipher_state_encrypt, protocol.cipher_state_decrypt
-        sealer = noise.Sealer(ours.cipher.cipher, ours.n, buffers)
-        opener = noise.Opener(theirs.cipher.cipher, theirs.n, buffers)
+        sealer = noise.Sealer(ours.cipher.cipher, ours.cipher.format_nonce, ours.n, buffers)
+        opener = noise.Opener(theirs.cipher.cipher, theirs.cipher.format_nonce, theirs.n, buffers)
         ahead = conn._drain(None)
     except AttributeError as error:
         log.warning("this release of libp2p has no place for fast sessions: %s", error)

@@ -1,19 +1,19 @@
 """The transport phase of Noise, for many messages at once and without copies it can do without.
 
 https://github.com/libp2p/specs/blob/master/noise/README.md: each message is a two-byte big-endian
-length and at most 65535 bytes of ChaCha20-Poly1305, the nonce a counter per direction. The
-handshake is libp2p's; this takes over its keys and counters.
+length and at most 65535 bytes of ChaCha20-Poly1305 or AES-GCM (`handshake` says when), the nonce a
+counter per direction. The handshake is libp2p's; this takes over its keys and counters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from chunker.digest import Bytes
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 TAG_BYTES = 16
 LENGTH_BYTES = 2
@@ -24,6 +24,10 @@ length costs the cipher a slower way for its last bytes, a fifth of the time of 
 BUFFER_BYTES = 1024 * 1024
 BUFFERS_KEPT_MAX = 4
 """One read into, one opened into, one sealed into, and one still looked at."""
+
+
+FormatNonce = Callable[[int], bytes]
+"""A counter as the 12 bytes that Noise gives this cipher: big-endian for AES-GCM, else little."""
 
 
 class NoiseError(Exception):
@@ -60,8 +64,15 @@ def _is_free(buffer: bytearray) -> bool:
 
 
 class Sealer:
-    def __init__(self, cipher: ChaCha20Poly1305, nonce: int, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        cipher: AESGCM | ChaCha20Poly1305,
+        format_nonce: FormatNonce,
+        nonce: int,
+        buffers: Buffers,
+    ) -> None:
         self._cipher = cipher
+        self._format_nonce = format_nonce
         self._nonce = nonce
         self._buffers = buffers
 
@@ -79,7 +90,7 @@ class Sealer:
             start = end + LENGTH_BYTES
             end = start + len(plain) + TAG_BYTES
             run[start - LENGTH_BYTES : start] = (end - start).to_bytes(LENGTH_BYTES, "big")
-            self._cipher.encrypt_into(_nonce(self._nonce), plain, None, run[start:end])
+            self._cipher.encrypt_into(self._format_nonce(self._nonce), plain, None, run[start:end])
             self._nonce += 1
         if end:
             yield run[:end]
@@ -109,8 +120,15 @@ def _messages_of(pieces: Iterable[Bytes], joined_bytes: int) -> Iterator[memoryv
 
 
 class Opener:
-    def __init__(self, cipher: ChaCha20Poly1305, nonce: int, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        cipher: AESGCM | ChaCha20Poly1305,
+        format_nonce: FormatNonce,
+        nonce: int,
+        buffers: Buffers,
+    ) -> None:
         self._cipher = cipher
+        self._format_nonce = format_nonce
         self._nonce = nonce
         self._buffers = buffers
 
@@ -125,7 +143,7 @@ class Opener:
             size = len(message) - TAG_BYTES
             into = plain[filled : filled + size]
             try:
-                self._cipher.decrypt_into(_nonce(self._nonce), message, None, into)
+                self._cipher.decrypt_into(self._format_nonce(self._nonce), message, None, into)
             except InvalidTag:
                 raise NoiseError("a message that the peer did not seal") from None
             self._nonce += 1
@@ -147,7 +165,3 @@ class Opener:
             ends.append(at)
             total += size - TAG_BYTES
         return ends, total
-
-
-def _nonce(counter: int) -> bytes:
-    return b"\0\0\0\0" + counter.to_bytes(8, "little")

@@ -28,11 +28,17 @@ from peer.transport import PROTOCOL, Stream
 from peer.yamux import HEADER, OUTGOING_BYTES_MAX, RST, SYN, WINDOW_BYTES_MIN, WINDOW_UPDATE
 from tests.peer.office import until
 
-from .sessions import echo, muxer, transport
+from .sessions import ciphers, echo, muxer, transport
 
 SECONDS_MAX = 30.0
-PAIRS = [("fast", "stock"), ("stock", "fast"), ("fast", "fast")]
-CLASSES = {"fast": "FastConnection", "stock": "Yamux"}
+PAIRS = [
+    ("fast", "stock"),
+    ("stock", "fast"),
+    ("fast", "fast"),
+    ("fast", "chacha"),
+    ("chacha", "fast"),
+]
+CLASSES = {"fast": "FastConnection", "chacha": "FastConnection", "stock": "Yamux"}
 ECHO_BYTES = 3_000_000
 
 
@@ -78,6 +84,9 @@ async def test_bytes_come_back_as_they_were(dialer: str, listener: str) -> None:
         stream = await first.open(second.addresses()[0])
         assert await echoed(stream, data) == data
         assert (muxer(first), muxer(second)) == (CLASSES[dialer], CLASSES[listener])
+        both_say_aes = dialer == listener == "fast"
+        cipher = "AESGCM" if both_say_aes else "ChaCha20Poly1305"
+        assert ciphers(first) == ciphers(second) == {cipher}
         assert await echoed(stream, b"again") == b"again"
 
 

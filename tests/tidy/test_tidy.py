@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "gateway": {"chunker", "peer", "gateway"},
 }
 VENDORS = {
-    "libp2p": {"peer/host.py", "peer/muxers.py", "peer/sessions.py"},
+    "libp2p": {"peer/handshake.py", "peer/host.py", "peer/muxers.py", "peer/sessions.py"},
     "multiaddr": {"peer/host.py", "peer/sessions.py"},
     "zeroconf": {"peer/lan.py"},
     "pyfastcdc": {"chunker/cut.py"},
