@@ -66,6 +66,7 @@ class Asking:
         self.remote_host = stream.remote_host
         self.their = Hello(0, "", b"", "")
         self.bytes_received = 0
+        self._is_near = False
         self._stream = stream
         self._ours = introductions.hello_to(stream.peer, hello)
         self._introductions = introductions
@@ -94,6 +95,12 @@ class Asking:
                 answer.close()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await self._stream.aclose()
+
+    @property
+    def is_near(self) -> bool:
+        """Whether they are on our LAN; who once was stays it, however long a busy line takes."""
+        self._is_near = self._is_near or self._stream.is_near()
+        return self._is_near
 
     def stop(self) -> None:
         """End the session from our side."""

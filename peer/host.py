@@ -35,6 +35,7 @@ from .errors import CannotListen, SessionClosed, Unreachable
 from .identity import Address, Identity, PeerId
 from .muxers import FastMuxers
 from .sessions import FastStream
+from .surroundings import is_near_end
 from .transport import DIAL_SECONDS_MAX, PROTOCOL, Handler, Stream
 
 log = logging.getLogger(__name__)
@@ -188,6 +189,10 @@ class _Stream:
         self.peer = PeerId(str(stream.muxed_conn.peer_id))
         remote = stream.muxed_conn.get_remote_address()
         self.remote_host: str | None = remote[0] if remote else None
+
+    def is_near(self) -> bool:
+        """What is no plain TCP connection comes through somebody else."""
+        return self._fast is not None and bool(is_near_end(self._fast.muxed_conn.tcp.socket))
 
     async def receive_some(self, bytes_max: int) -> Bytes:
         try:

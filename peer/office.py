@@ -5,8 +5,9 @@
                                                                --> another's: `ask` it (Please with
         the record), and follow its growing manifest
 
-Every member ranks alike, so all ask the same one, and that one fetches once for all. A member that
-says no, is silent or goes away is passed over, for this NAR at once and for others for a while.
+Every member ranks alike, so all ask the same one, and that one fetches once for all. Those far away
+do not count: a laptop at home fetches through its own line. A member that says no, is silent or
+goes away is passed over, for this NAR at once and for others for a while.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .identity import PeerId
 from .messages import Grown, Growth, Please
 
 if TYPE_CHECKING:
+    from .asking import Asking
     from .effects import Effect
     from .swarm import Swarm
 
@@ -71,10 +73,15 @@ class Office:
         shares = {
             asking.peer: asking.their.fetches
             for asking in swarm.sessions_open()
-            if swarm.policies.knows(asking.peer)
+            if swarm.policies.knows(asking.peer) and self._shares_a_line(asking)
         }
         shares[swarm.me] = swarm.hello.fetches
         return self._fetchers.rank(trio.current_time(), record.nar_hash, shares)
+
+    def _shares_a_line(self, asking: Asking) -> bool:
+        """Whether what this member fetches is fetched for us too. Who is far away has an internet
+        line of its own, and so have we; it is of use to who has no upstream."""
+        return asking.is_near or not self._swarm.hello.fetches
 
     async def ask(self, owner: PeerId, record: PathRecord, public: bool) -> Fetch | None:
         """Let `owner` fetch it; None where it does not."""
@@ -105,12 +112,12 @@ class Office:
         """Who makes this manifest, if it is one that grows and its owner is connected and may be
         asked, and did not lie about it."""
         swarm = self._swarm
-        for peer in swarm.sessions():
-            if growing_id(offer, peer) == offer.manifest:
-                asked = public or swarm.policies.knows(peer)
-                return (
-                    peer if asked and not swarm.questions.is_blamed(peer, offer.manifest) else None
-                )
+        for asking in swarm.sessions_open():
+            if growing_id(offer, asking.peer) == offer.manifest:
+                asked = public or swarm.policies.knows(asking.peer)
+                blamed = swarm.questions.is_blamed(asking.peer, offer.manifest)
+                followed = asked and not blamed and self._shares_a_line(asking)
+                return asking.peer if followed else None
         return None
 
     def lost(self, owner: PeerId) -> None:

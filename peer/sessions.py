@@ -82,7 +82,7 @@ class FastConnection(IMuxedConn):
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self.machine = Yamux(is_initiator=conn.is_initiator, now=trio.current_time())
-        self._tcp = tcp
+        self.tcp = tcp
         self._allow_unsent(UNSENT_BYTES_MIN)
         self._sealer = sealer
         self._opener = opener
@@ -156,7 +156,7 @@ class FastConnection(IMuxedConn):
         finally:
             self.event_started.set()
             self._end()
-            await trio.aclose_forcefully(self._tcp)
+            await trio.aclose_forcefully(self.tcp)
 
     async def _guard(self, work: Any) -> None:
         """Whatever ends one of the three ends all."""
@@ -190,7 +190,7 @@ class FastConnection(IMuxedConn):
             self._feed(memoryview(self._ahead))
         left: bytes | None = b""
         while left is not None:
-            await trio.lowlevel.wait_readable(self._tcp.socket)
+            await trio.lowlevel.wait_readable(self.tcp.socket)
             left = self._read(left)
 
     def _read(self, left: bytes) -> bytes | None:
@@ -199,7 +199,7 @@ class FastConnection(IMuxedConn):
         buffer = self._buffers.take(RECEIVE_BYTES)
         buffer[: len(left)] = left
         try:
-            count = os.readv(self._tcp.socket.fileno(), [buffer[len(left) :]])
+            count = os.readv(self.tcp.socket.fileno(), [buffer[len(left) :]])
         except BlockingIOError:
             return left
         if not count:
@@ -238,14 +238,14 @@ class FastConnection(IMuxedConn):
 
     async def _write(self, sealed: memoryview) -> None:
         """Past trio's own sending, which passes through its loop once more for each system call."""
-        descriptor, size, began = self._tcp.socket.fileno(), len(sealed), trio.current_time()
+        descriptor, size, began = self.tcp.socket.fileno(), len(sealed), trio.current_time()
         waited = False
         while sealed:
             try:
                 sealed = sealed[os.write(descriptor, sealed) :]
             except BlockingIOError:
                 waited = True
-                await trio.lowlevel.wait_writable(self._tcp.socket)
+                await trio.lowlevel.wait_writable(self.tcp.socket)
         if waited and size >= RATED_BYTES_MIN:
             unsent = fitting_unsent(self._unsent, size, trio.current_time() - began)
             if unsent != self._unsent:
@@ -253,7 +253,7 @@ class FastConnection(IMuxedConn):
 
     def _allow_unsent(self, size: int) -> None:
         self._unsent = size
-        self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+        self.tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     async def _keep_alive(self) -> None:
         while True:
@@ -282,7 +282,7 @@ class FastConnection(IMuxedConn):
         if self.is_closed:
             return
         # A descriptor of its own: the sender may wait for the socket at the same time.
-        watched = os.dup(self._tcp.socket.fileno())
+        watched = os.dup(self.tcp.socket.fileno())
         try:
             with trio.move_on_after(DRAIN_SECONDS_MAX):
                 await trio.lowlevel.wait_writable(watched)

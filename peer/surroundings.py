@@ -9,6 +9,9 @@ two looks.
 from __future__ import annotations
 
 import ipaddress
+import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +27,11 @@ GAP_SECONDS_MAX = 60.0
 _ALWAYS_NEAR = tuple(
     ipaddress.ip_interface(text) for text in ("127.0.0.0/8", "169.254.0.0/16", "::1", "fe80::/10")
 )
+
+NEAR_SECONDS_MAX = 0.005
+NEAR_PREFIX_BITS = {4: 24, 6: 64}
+MIN_RTT_AT = 148
+"""Where the least round trip, in microseconds, stands in Linux's `struct tcp_info`."""
 
 Network = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -85,9 +93,46 @@ def is_near(host: str | None, here: Iterable[Network]) -> bool:
     return _is_in(host, (*here, *_ALWAYS_NEAR))
 
 
+def is_one_lan(ours: str, theirs: str, round_trip_seconds: float | None) -> bool:
+    """Whether the two ends of a connection share a LAN, as far as can be told: their addresses have
+    one /24 (IPv6: /64), or its least round trip is shorter than any way through the internet."""
+    if round_trip_seconds is not None and round_trip_seconds < NEAR_SECONDS_MAX:
+        return True
+    bits = NEAR_PREFIX_BITS[ipaddress.ip_address(ours).version]
+    return _is_in(theirs, [ipaddress.ip_interface(f"{ours}/{bits}")])
+
+
+def is_near_end(connected: socket.socket | trio.socket.SocketType) -> bool | None:
+    """`is_one_lan` of a TCP connection; None where it is over."""
+    try:
+        ours, theirs = connected.getsockname()[0], connected.getpeername()[0]
+        return is_one_lan(_plain(ours), theirs, _least_round_trip_seconds(connected))
+    except OSError:
+        return None
+
+
+def _least_round_trip_seconds(
+    connected: socket.socket | trio.socket.SocketType,
+) -> float | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MIN_RTT_AT + 4)
+    if len(told) < MIN_RTT_AT + 4:
+        return None
+    (microseconds,) = struct.unpack_from("=I", told, MIN_RTT_AT)
+    return microseconds / 1e6 if microseconds < 2**32 - 1 else None
+
+
+def _plain(host: str) -> str:
+    """Without the name of an interface, and IPv4 as such."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
 def _is_in(host: str | None, networks: Iterable[Network]) -> bool:
     try:
-        address = ipaddress.ip_address(host or "")
+        address = ipaddress.ip_address((host or "").partition("%")[0])
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:

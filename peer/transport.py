@@ -27,6 +27,10 @@ class Stream(Protocol):
     remote_host: str | None
     """The address of the other end, where there is one."""
 
+    def is_near(self) -> bool:
+        """Whether the other end is on the same LAN, as far as can be told by now."""
+        ...
+
     async def receive_some(self, bytes_max: int) -> Bytes:
         """Empty at the end. Raises SessionClosed if the stream broke."""
         ...
@@ -77,6 +81,8 @@ class MemoryNetwork:
 
     def __init__(self) -> None:
         self.delay: Callable[[], float] | None = None
+        self.sites: dict[PeerId, str] = {}
+        """Which LAN each is on; those that are not named share one."""
         self.transports: dict[PeerId, MemoryTransport] = {}
         self.streams: list[MemoryStream] = []
         self._away: set[PeerId] = set()
@@ -105,6 +111,10 @@ class MemoryStream:
         self._ended = False
         self._broken = False
         self._change = trio.Event()
+
+    def is_near(self) -> bool:
+        sites = self._network.sites
+        return sites.get(self.here) == sites.get(self.peer)
 
     async def receive_some(self, bytes_max: int) -> bytes:
         await trio.lowlevel.checkpoint()

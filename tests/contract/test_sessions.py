@@ -229,7 +229,7 @@ async def test_what_was_written_leaves_before_the_goodbye() -> None:
             await until(lambda: bool(second._host.get_network().connections))
             theirs, ours = only_connection(second).machine, only_connection(first)
             # The kernel takes it in several steps, each when the last has left.
-            ours._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            ours.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             await stream.send_all(data)
             await ours.close()
             await ended.wait()
@@ -256,7 +256,7 @@ async def test_garbage_after_the_handshake_ends_the_connection() -> None:
     async with talking("fast", "fast") as (first, second):
         stream = await first.open(second.addresses()[0])
         assert await echoed(stream, b"x") == b"x"
-        await only_connection(first)._tcp.send_all(b"\x00\x20" + bytes(32))
+        await only_connection(first).tcp.send_all(b"\x00\x20" + bytes(32))
         with pytest.raises(SessionClosed):
             while await stream.receive_some(100):
                 pass

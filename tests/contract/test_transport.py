@@ -149,12 +149,13 @@ async def test_hanging_up_ends_all_streams_with_that_peer_at_both_ends(kind: str
         assert await read_exactly(inbox.streams[2], 5) == b"again"
 
 
-async def test_libp2p_tells_where_the_other_end_is() -> None:
+async def test_libp2p_tells_where_the_other_end_is_and_that_it_is_near() -> None:
     async with running("libp2p") as (first, second, inbox, _):
         stream = await first.open(second.addresses()[0])
         await stream.send_all(b"x")
         await inbox.arrived.wait()
         assert stream.remote_host == inbox.streams[0].remote_host == "127.0.0.1"
+        assert stream.is_near() and inbox.streams[0].is_near()
 
 
 async def test_who_could_not_be_reached_is_dialled_again_when_asked() -> None:

@@ -36,6 +36,36 @@ async def test_all_rank_alike_and_hear_when_a_share_changes() -> None:
         await until(lambda: all(nodes[0].peer not in rank for rank in ranks()))
 
 
+async def test_a_member_far_away_fetches_for_itself() -> None:
+    """And for who has no upstream, wherever that is."""
+    async with office() as place:
+        place.network.sites[place.peer("home")] = "home"
+        one, two, home = await members(place, "one", "two", "home")
+        record, nar = make_path("path", BIG)
+        owner = Owner(one, record, nar)
+        for node in (one, two, home):
+            node.swarm.office.offers_to_fetch(1024)
+        here = {one.peer, two.peer}
+        await until(lambda: set(one.swarm.office.rank(record)) == here)
+        await until(lambda: set(two.swarm.office.rank(record)) == here)
+        assert home.swarm.office.rank(record) == [home.peer]
+        assert two.swarm.office.owner_of(owner.growing.record, True) == one.peer
+        assert home.swarm.office.owner_of(owner.growing.record, True) is None
+        home.swarm.office.offers_to_fetch(0)
+        assert set(home.swarm.office.rank(record)) == here
+        assert home.swarm.office.owner_of(owner.growing.record, True) == one.peer
+
+
+async def test_who_was_near_once_stays_it() -> None:
+    """A busy line takes long for every round trip."""
+    async with office() as place:
+        one, two = await members(place, "one", "two")
+        (asking,) = one.swarm.sessions_open()
+        assert asking.is_near
+        place.network.sites[two.peer] = "seems far"
+        assert asking.is_near
+
+
 async def test_who_watches_us_is_watched_back() -> None:
     """The later one finds us through the owner alone, and has what we lack."""
     async with office() as place:

@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+import socket
 from ipaddress import ip_interface
 
-from peer.surroundings import GAP_SECONDS_MAX, Change, Network, Watcher, is_near
+import pytest
+
+from peer.surroundings import (
+    GAP_SECONDS_MAX,
+    NEAR_SECONDS_MAX,
+    Change,
+    Network,
+    Watcher,
+    is_near,
+    is_near_end,
+    is_one_lan,
+)
 
 HOME = frozenset[Network]({ip_interface("192.168.1.7/24")})
 CAFE = frozenset[Network]({ip_interface("10.9.0.4/16")})
@@ -47,3 +59,36 @@ def test_near_is_what_is_on_a_network_of_ours() -> None:
         assert is_near(host, HOME), host
     for host in ("192.168.2.1", "8.8.8.8", "2001:db8::1", "cache.example", None):
         assert not is_near(host, HOME), host
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "round_trip_seconds", "near"),
+    [
+        ("192.168.1.7", "192.168.1.200", 0.3, True),  # a busy line
+        ("192.168.1.7", "192.168.1.200", None, True),
+        ("192.168.1.7", "192.168.2.9", None, False),
+        ("192.168.1.7", "192.168.2.9", NEAR_SECONDS_MAX / 2, True),  # another floor
+        ("192.168.1.7", "192.168.2.9", NEAR_SECONDS_MAX, False),
+        ("10.0.0.5", "203.0.113.8", 0.02, False),
+        ("192.168.1.7", "::ffff:192.168.1.9", 0.02, True),
+        ("2001:db8:0:1::5", "2001:db8:0:1:ff::1", 0.02, True),
+        ("2001:db8:0:1::5", "2001:db8:0:2::1", 0.02, False),
+        ("fe80::1", "fe80::2%eth0", 0.02, True),
+    ],
+)
+def test_one_lan_is_one_network_or_a_short_way(
+    ours: str, theirs: str, round_trip_seconds: float | None, near: bool
+) -> None:
+    assert is_one_lan(ours, theirs, round_trip_seconds) is near
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_both_ends_of_a_connection_say_it_until_it_is_over(host: str) -> None:
+    """The end of a server for both families has IPv4 addresses in IPv6 ones."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        near = socket.create_connection((host, server.getsockname()[1]))
+        other, _ = server.accept()
+        assert is_near_end(near) is is_near_end(other) is True
+        near.close()
+        other.close()
+        assert is_near_end(near) is is_near_end(other) is None
