@@ -7,7 +7,7 @@ plain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from chunker.digest import NarHash
@@ -38,9 +38,13 @@ def store_report(store: PackStore) -> Report:
 
 
 def swarm_report(now: float, swarm: Swarm, here: Iterable[Network]) -> Report:
-    """`here`: the networks that this machine is on."""
-    here = tuple(here)
+    """`here`: the networks that this machine is on, for those without a session, which knows
+    better."""
     traffic, hosts = swarm.traffic, swarm.dialling.hosts()
+    here = tuple(here)
+    near = {peer for peer, host in hosts.items() if is_near(host, here)}
+    for asking in swarm.sessions_open():
+        (near.add if asking.is_near else near.discard)(asking.peer)
     peers = sorted({*swarm.counters.peers, *hosts})
     accounts = traffic.accounts.values()
     return {
@@ -50,7 +54,7 @@ def swarm_report(now: float, swarm: Swarm, here: Iterable[Network]) -> Report:
         "received_per_second": round(sum(one.received.per_second(now) for one in accounts)),
         "sent_per_second": round(sum(one.sent.per_second(now) for one in accounts)),
         "fetching": [fetch.record.store_path for fetch in swarm.fetches.values()],
-        "peers": [_peer(now, swarm, peer, hosts, here) for peer in peers],
+        "peers": [_peer(now, swarm, peer, hosts, near) for peer in peers],
         "bans": swarm.counters.bans,
     }
 
@@ -60,7 +64,7 @@ def _peer(
     swarm: Swarm,
     peer: PeerId,
     hosts: dict[PeerId, str | None],
-    here: Sequence[Network],
+    near: Container[PeerId],
 ) -> Report:
     tally, account = swarm.counters.peers.get(peer), swarm.traffic.accounts.get(peer)
     received, sent = (account.received, account.sent) if account else (Rate(), Rate())
@@ -73,7 +77,7 @@ def _peer(
         "connected": connected,
         "only_asks_us": not connected and peer in hosts,
         "host": host,
-        "link": "" if host is None else "lan" if is_near(host, here) else "wan",
+        "link": "" if host is None else "lan" if peer in near else "wan",
         "blocks_received": tally.blocks if tally else 0,
         "bytes_received": tally.wire_bytes if tally else 0,
         "bytes_sent": sent.total,

@@ -11,6 +11,8 @@ With one of LINE_FAULTS all have an upstream, and it is told what came through t
     upstream    those of one or two machines that fetch for all break off in the middle
     liars       a quarter holds the NAR, says so, and sends blocks with a bit flipped
     delay       each piece of a stream is under way for up to 30 ms
+
+With "sites" all have an upstream and a third of them is far away from the others.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ AGAIN_SECONDS = 0.5
 STEPS_MAX = 400
 SHELL_FAULTS = ("cut", "owner", "cancel", "poison")
 LINE_FAULTS = ("upstream", "liars", "delay")
+SITES = "sites"
+FAR_SHARE = 3
 DELAY_SECONDS_MAX = 0.03
 LIARS_SHARE = 4
 SUMMARY_SECONDS = 1.0
@@ -261,10 +265,13 @@ class Scenario:
         record = self._admitted.record
         names = [f"machine-{n:02}" for n in range(self.outcome.machines)]
         with_upstream = self._chance.randint(2, 4)
+        if SITES in self._faults:
+            for name in names[-(len(names) // FAR_SHARE) :]:
+                place.network.sites[place.peer(name)] = "far away"
         for n, name in enumerate(names):
             node = await place.start(name, "gateway", *names[:n])
             upstream = None
-            if n < with_upstream or self._is_counted:
+            if n < with_upstream or self._is_counted or SITES in self._faults:
                 upstream = Upstream(name, record, self._nar, self._line)
             machine = Machine(name, node, upstream)
             await nursery.start(machine.deliveries.run)

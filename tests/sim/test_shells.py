@@ -14,7 +14,7 @@ from gateway.delivery import Deliveries
 from gateway.sources import Tried
 from peer.fetch import Fetch
 from peer.identity import PeerId
-from tests.sim.shells import SHELL_FAULTS, Leak, Outcome, Scenario
+from tests.sim.shells import SHELL_FAULTS, SITES, Leak, Outcome, Scenario
 
 SEEDS = 30
 SEEDS_PER_TEST = 10
@@ -46,6 +46,12 @@ def test_without_faults_the_upstream_is_read_once_and_no_body_breaks() -> None:
     for seed in range(5):
         outcome = run(seed, ())
         assert outcome.copies == 1 and not outcome.broken
+
+
+def test_each_of_two_sites_reads_its_own_line_once() -> None:
+    for seed in range(8):
+        outcome = run(seed, (SITES,))
+        assert outcome.copies == 2 and not outcome.broken
 
 
 def test_the_owner_of_a_fetch_is_lost_and_nobody_elses_get_fails() -> None:
