@@ -15,8 +15,8 @@ help:  ## this list
 demo: $(READY)  ## the whole job on this machine: seed, LAN peer, gateway, Nix
 	@$(BIN)/narswarm demo $(ARGS)
 
-test: $(READY)  ## all tests that need only this machine
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## all tests that need only this machine, one after the other in each of its cores
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(READY)  ## formatting, lints, types
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy
