@@ -23,7 +23,9 @@ DIGEST_BYTES = 32
 STORE_HASH_CHARS = 32
 NIX32_ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
 _NIX32_PAIRS = [first + second for first in NIX32_ALPHABET for second in NIX32_ALPHABET]
-_NIX32_VALUES = {char: value for value, char in enumerate(NIX32_ALPHABET)}
+_NIX32_DIGITS = frozenset(NIX32_ALPHABET)
+_AS_BASE_32 = str.maketrans(NIX32_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
+"""To the digits that `int` reads."""
 
 
 class Digest(Protocol):
@@ -58,11 +60,10 @@ def nix32_decode(text: str, size_bytes: int = DIGEST_BYTES) -> bytes:
     """The inverse of `nix32_encode`. Raises ValueError for a wrong length, digit or overflow."""
     if len(text) != (size_bytes * 8 + 4) // 5:
         raise ValueError(f"{len(text)} base32 digits cannot be {size_bytes} bytes")
-    number = 0
-    for char in text:
-        if char not in _NIX32_VALUES:
-            raise ValueError(f"{char!r} is not a digit of Nix's base32")
-        number = number << 5 | _NIX32_VALUES[char]
+    if not _NIX32_DIGITS.issuperset(text):
+        wrong = next(char for char in text if char not in _NIX32_DIGITS)
+        raise ValueError(f"{wrong!r} is not a digit of Nix's base32")
+    number = int(text.translate(_AS_BASE_32), 32)
     if number >> (size_bytes * 8):
         raise ValueError("base32 text has bits beyond its length")
     return number.to_bytes(size_bytes, "little")

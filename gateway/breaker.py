@@ -14,20 +14,23 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
 from chunker.errors import ChunkerError, StoreError
 
-from .errors import Unproven, UpstreamError, UpstreamLied, UpstreamResting
+from .asking import Answered, Stop
+from .errors import Stopping, Unproven, UpstreamError, UpstreamLied, UpstreamResting
 from .narinfo import Narinfo
-from .upstream import Upstream
+from .upstream import Ask, HttpCache, Upstream
 
 log = logging.getLogger(__name__)
 
 FAILURES_MAX = 3
 REST_SECONDS_MIN = 30.0
 REST_SECONDS_MAX = 600.0
+NEVER = float("-inf")
 
 
 class Breaker:
@@ -36,10 +39,11 @@ class Breaker:
     def __init__(self) -> None:
         self._failures = 0
         self._rests = 0
-        self._until = float("-inf")
+        self.until = NEVER
+        """When its rest ends."""
 
     def rests(self, now: float) -> bool:
-        return now < self._until
+        return now < self.until
 
     @property
     def is_on_trial(self) -> bool:
@@ -55,7 +59,7 @@ class Breaker:
         if self.rests(now) or not (lied or self._rests or self._failures >= FAILURES_MAX):
             return 0.0
         rest = min(REST_SECONDS_MAX, REST_SECONDS_MIN * 2.0**self._rests)
-        self._rests, self._until = self._rests + 1, now + rest
+        self._rests, self.until = self._rests + 1, now + rest
         return rest
 
 
@@ -76,11 +80,31 @@ class Guarded:
         self._check()
         try:
             info = await self._upstream.narinfo(store_hash)
-        except UpstreamError:
-            self._failed(self._narinfos, lied=False)
+        except UpstreamError as error:
+            self._heed(error)
             raise
         self._narinfos.succeeded()
         return info
+
+    @property
+    def by_call(self) -> Ask | None:
+        ask = by_call(self._upstream)
+        return None if ask is None else partial(self._ask, ask)
+
+    def _ask(self, ask: Ask, store_hash: str, answered: Answered[Narinfo | None]) -> Stop:
+        def heard(answer: Narinfo | Exception | None) -> None:
+            if not isinstance(answer, Exception):
+                self._narinfos.succeeded()
+            elif isinstance(answer, UpstreamError):
+                self._heed(answer)
+            answered(answer)
+
+        self._check()
+        try:
+            return ask(store_hash, heard)
+        except UpstreamError as error:
+            self._heed(error)
+            raise
 
     async def file(self, path: str, bytes_max: int) -> bytes | None:
         """What fails here does not count: not every cache has logs or realisations."""
@@ -102,11 +126,21 @@ class Guarded:
         self._nars.succeeded()
 
     def _check(self) -> None:
-        now = trio.current_time()
-        if self._narinfos.rests(now) or self._nars.rests(now):
+        until = max(self._narinfos.until, self._nars.until)
+        if until != NEVER and trio.current_time() < until:
             raise UpstreamResting(f"{self.url} failed lately and is left alone for a while")
+
+    def _heed(self, error: UpstreamError) -> None:
+        """A narinfo could not be had."""
+        if not isinstance(error, Stopping):
+            self._failed(self._narinfos, lied=False)
 
     def _failed(self, breaker: Breaker, *, lied: bool) -> None:
         rest = breaker.failed(trio.current_time(), lied=lied)
         if rest:
             log.warning("%s is not asked for %d s", self.url, rest)
+
+
+def by_call(upstream: Upstream) -> Ask | None:
+    """How to ask it without a task that waits; None where only a task can."""
+    return upstream.by_call if isinstance(upstream, Guarded | HttpCache) else None

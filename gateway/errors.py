@@ -55,3 +55,7 @@ class Unproven(UpstreamError):
 
 class UpstreamResting(UpstreamError):
     """An upstream is not asked, because it failed lately."""
+
+
+class Stopping(UpstreamError):
+    """An upstream is not asked, because this process stops: nothing to hold against it."""

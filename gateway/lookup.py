@@ -19,7 +19,7 @@ and what nobody has is not found, whoever vouches for it (narswarm sign).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from chunker.record import SIGNATURES_MAX, PathRecord
 
@@ -35,19 +35,21 @@ Holder = tuple[str, Narinfo]
 """A source that has a path, and how it described it."""
 
 
-@dataclass
 class _Content:
     """One signed content: who told of it, and what they signed it with."""
 
-    record: PathRecord
-    sources: list[str] = field(default_factory=list)
-    addresses: dict[str, None] = field(default_factory=dict)
-    """CA fields are not signed: each that was said is tried."""
-    signatures: dict[str, None] = field(default_factory=dict)
-    holders: list[Holder] = field(default_factory=list)
-    is_had: bool = False
-    """Somebody has the NAR as well, and not signatures alone."""
-    admitted: Admitted | None = None
+    __slots__ = ("addresses", "admitted", "holders", "is_had", "record", "signatures", "sources")
+
+    def __init__(self, record: PathRecord) -> None:
+        self.record = record
+        self.sources: list[str] = []
+        self.addresses: dict[str, None] = {}
+        """CA fields are not signed: each that was said is tried."""
+        self.signatures: dict[str, None] = {}
+        self.holders: list[Holder] = []
+        self.is_had = False
+        """Somebody has the NAR as well, and not signatures alone."""
+        self.admitted: Admitted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,9 @@ class Search:
         if record is None:
             return False
         key = (record.store_path, record.nar_hash, record.nar_size, record.references)
-        content = self._contents.setdefault(key, _Content(record))
+        content = self._contents.get(key)
+        if content is None:
+            content = self._contents[key] = _Content(record)
         known = len(content.signatures), len(content.addresses)
         content.sources.append(source)
         content.signatures.update(dict.fromkeys(record.signatures))
@@ -113,7 +117,8 @@ class Search:
         return content is self._found
 
     def done(self, source: str, *, failed: bool = False) -> None:
-        self._is_sure = self._is_sure and not failed
+        if failed:
+            self._is_sure = False
         self._awaited.discard(source)
         self._others.discard(source)
 
@@ -153,10 +158,9 @@ class Search:
     def heard(self) -> list[Heard]:
         """Every content that was said, admitted or not, in the order in which they came."""
         return [
-            Heard(replace(_united(content), content_address=_address(content)),
-                  frozenset(content.sources))
+            Heard(_united(content, _address(content)), frozenset(content.sources))
             for content in self._contents.values()
-        ]  # fmt: skip
+        ]
 
     def _admit(self, content: _Content) -> Admitted | None:
         if not content.is_had:
@@ -164,7 +168,7 @@ class Search:
         sources = frozenset(content.sources)
         signatures = tuple(content.signatures)
         for address in content.addresses:
-            united = replace(_united(content), content_address=address)
+            united = _united(content, address)
             admitted = self._admits(united, sources)
             if admitted is not None and len(signatures) > SIGNATURES_MAX:
                 # A record holds so many. None is cut off before the trusted ones were known: who
@@ -176,8 +180,11 @@ class Search:
         return None
 
 
-def _united(content: _Content) -> PathRecord:
-    return replace(content.record, signatures=tuple(content.signatures))
+def _united(content: _Content, address: str) -> PathRecord:
+    record, signatures = content.record, tuple(content.signatures)
+    if signatures == record.signatures and address == record.content_address:
+        return record
+    return replace(record, signatures=signatures, content_address=address)
 
 
 def _address(content: _Content) -> str:

@@ -1,7 +1,7 @@
 """Which source has a path: all upstreams, and peers, asked at once; what was found is remembered.
 
     look_up -> remembered, or a Search that all who ask for the path share
-            -> each source in a task of its own; the first admitted answer is served at once
+            -> each source says something, in any order; the first admitted answer is served at once
             -> what still comes is united with it for the next time, and counts for its breaker
 
 An upstream that is slow costs whoever needs it to be sure that a path is nowhere, and only until
@@ -23,10 +23,12 @@ import trio
 from chunker.record import PathRecord, store_hash
 
 from .breaker import Guarded
-from .errors import UpstreamError, UpstreamResting
+from .errors import Stopping, UpstreamError, UpstreamResting
 from .lookup import Admits, Search
 from .memory import Known, Memory
 from .narinfo import Narinfo
+from .patience import Here, Patience
+from .questions import Questions
 from .seeding import record_of
 from .upstream import Upstream
 
@@ -47,13 +49,34 @@ AskPeers = Callable[[str, Callable[[PathRecord], bool]], Awaitable[None]]
 
 
 class _Running:
-    def __init__(self, search: Search, levels: int) -> None:
+    """A search that is not over, and who waits for it."""
+
+    __slots__ = ("_change", "asks_peers", "asks_upstreams", "is_ahead", "is_ended", "is_over",
+                 "is_settled", "levels", "search", "waiting")  # fmt: skip
+
+    def __init__(self, search: Search, levels: int, *, is_ahead: bool) -> None:
         self.search = search
-        self.settled, self.over, self.ended = trio.Event(), trio.Event(), trio.Event()
-        """Something is found or will not be; nothing more is awaited; all have said something."""
         self.levels = levels
         """How many levels of references to look up once it is found."""
+        self.is_ahead = is_ahead
+        """It takes room of those that nobody asked for yet."""
+        self.is_settled = self.is_over = self.is_ended = False
+        """Something is found or will not be; nothing more is awaited; all have said something."""
         self.asks_upstreams = self.asks_peers = False
+        self.waiting: Here = {}
+        """Who waits until it is settled."""
+        self._change: trio.Event | None = None
+
+    async def change(self) -> None:
+        """Until it is over or ended and was not."""
+        if self._change is None:
+            self._change = trio.Event()
+        await self._change.wait()
+
+    def changed(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
 
 
 class Lookups:
@@ -75,6 +98,7 @@ class Lookups:
         from the lowest that has them."""
         self.refused = 0
         self._upstreams = {upstream.url: upstream for upstream in upstreams}
+        self._questions: Questions[_Running] = Questions(upstreams, self._hear)
         self._admits = admits
         self._peers = ask_peers
         self._has_peers = has_peers
@@ -83,16 +107,23 @@ class Lookups:
         self._hears_all = hears_all
         self._ranks = ranks or {}
         self._memory = Memory()
+        self._patience = Patience()
         self._searches: dict[str, _Running] = {}
         self._ahead: deque[tuple[str, int]] = deque()
         self._ahead_running = 0
+        self._goes_ahead = False
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Owns the questions, which go on when nobody waits for them; until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._questions.begin(self._nursery)
+                task_status.started()
+                await self._patience.run()
+        finally:
+            self._questions.end()
+            self._nursery = None
 
     def known(self, store_hash: str) -> Known | None:
         """What is remembered. Nix asked for it, so its references are looked up ahead."""
@@ -115,17 +146,20 @@ class Lookups:
         known = self.known(store_hash)
         if known is not None:
             return known
-        running = self._searches.get(store_hash) or self._begin(store_hash, 0)
-        running.levels = AHEAD_LEVELS
-        self._begin_peers(running)
-        if not running.settled.is_set():
-            with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
-                await running.settled.wait()
-            if scope.cancelled_caught:
-                raise trio.TooSlowError
-        if not running.over.is_set():
+        running = self._searches.get(store_hash)
+        if running is not None:
+            running.levels = AHEAD_LEVELS
+            self._begin_peers(running)
+        else:
+            running = self._begin(store_hash, AHEAD_LEVELS)
+            self._begin_peers(running)
+            self._ask_upstreams(running)
+        if not running.is_settled and not await self._patience.wait(running.waiting, seconds):
+            raise trio.TooSlowError
+        if not running.is_over:
             with trio.move_on_after(TRIAL_SECONDS_MAX):
-                await running.over.wait()
+                while not running.is_over:
+                    await running.change()
         return self._memory.known(store_hash)
 
     def is_absent(self, store_hash: str) -> bool:
@@ -138,7 +172,8 @@ class Lookups:
         running = self._searches.get(store_hash)
         if running is not None:
             with trio.move_on_after(seconds):
-                await running.ended.wait()
+                while not running.is_ended:
+                    await running.change()
         known = self._memory.known(store_hash)
         return known is not None and bool(known.holders)
 
@@ -170,10 +205,10 @@ class Lookups:
 
     # -- asking ---------------------------------------------------------------------------------
 
-    def _begin(self, store_hash: str, levels: int) -> _Running:
+    def _begin(self, store_hash: str, levels: int, *, is_ahead: bool = False) -> _Running:
         assert self._nursery is not None, "Lookups.run is not running"
         search = Search(store_hash, self._admits, hears_all=self._hears_all)
-        running = self._searches[store_hash] = _Running(search, levels)
+        running = self._searches[store_hash] = _Running(search, levels, is_ahead=is_ahead)
         held = self._held(store_hash)
         if held is not None and search.said(HERE, held):
             self._found(running)
@@ -182,8 +217,11 @@ class Lookups:
             for url, upstream in self._upstreams.items():
                 trial = isinstance(upstream, Guarded) and upstream.is_on_trial
                 search.ask(url, awaited=not trial)
-                self._nursery.start_soon(self._ask, running, upstream)
         return running
+
+    def _ask_upstreams(self, running: _Running) -> None:
+        if running.asks_upstreams:
+            self._questions.ask(running, running.search.store_hash)
 
     def _begin_peers(self, running: _Running) -> None:
         """Or find that there is nobody to ask."""
@@ -193,24 +231,23 @@ class Lookups:
         else:
             assert self._nursery is not None
             running.asks_peers = True
-            running.settled, running.over = trio.Event(), trio.Event()
+            running.is_settled = running.is_over = False
             running.search.ask(PEERS)
             self._nursery.start_soon(self._ask_peers, running, self._peers)
 
-    async def _ask(self, running: _Running, upstream: Upstream) -> None:
-        search, failed = running.search, True
-        try:
-            info = await upstream.narinfo(search.store_hash)
-            if info is not None and search.said(upstream.url, record_of(info), info):
-                self._found(running)
-            failed = False
-        except UpstreamResting as error:
-            log.debug("%s", error)
-        except UpstreamError as error:
-            log.warning("%s", error)
-        except Exception:  # ours; it must not end what everybody else asks
-            log.exception("asking %s failed", upstream.url)
-        search.done(upstream.url, failed=failed)
+    def _hear(self, running: _Running, url: str, answer: Narinfo | Exception | None) -> None:
+        search = running.search
+        failed = isinstance(answer, Exception)
+        if isinstance(answer, Exception):
+            _report(url, answer)
+        elif answer is not None:
+            try:
+                if search.said(url, record_of(answer), answer):
+                    self._found(running)
+            except Exception as error:  # ours; it must not end what everybody else asks
+                failed = True
+                _report(url, error)
+        search.done(url, failed=failed)
         self._heed(running)
 
     async def _ask_peers(self, running: _Running, ask: AskPeers) -> None:
@@ -237,21 +274,32 @@ class Lookups:
         known = Known(search.found, search.holders, levels)
         self._memory.learn(known)
         if not self._hears_all:
-            running.settled.set()
-            running.over.set()
+            running.is_over = True
+            running.changed()
+            self._settle(running)
         if known.holders and running.levels > known.levels_ahead:
             self._look_ahead(known, running.levels)
+
+    def _settle(self, running: _Running) -> None:
+        running.is_settled = True
+        self._patience.wake(running.waiting)
+        if running.is_ahead:
+            running.is_ahead = False
+            self._ahead_running -= 1
+            self._go_ahead()
 
     def _heed(self, running: _Running) -> None:
         """Something was said: perhaps that is enough."""
         search = running.search
-        if search.is_settled:
-            running.settled.set()
-        if search.is_over:
-            running.ended.set()
-        if not search.is_over or (running.over.is_set() and search.found is None):
+        if not running.is_settled and search.is_settled:
+            self._settle(running)
+        if not search.is_over:
             return
-        running.over.set()
+        running.is_ended = True
+        running.changed()
+        if running.is_over and search.found is None:
+            return
+        running.is_over = True
         if self._searches.get(search.store_hash) is running:
             del self._searches[search.store_hash]
         if search.is_absent and running.asks_upstreams:
@@ -271,31 +319,43 @@ class Lookups:
         known.levels_ahead = levels
         for reference in known.admitted.record.references:
             name = store_hash(reference)
-            running, held = self._searches.get(name), self._memory.known(name)
+            held = self._memory.known(name)
             if held is not None:
-                if held.holders and held.levels_ahead < levels - 1:
+                if held.levels_ahead < levels - 1 and held.holders:
                     self._look_ahead(held, levels - 1)
-            elif running is not None:
+            elif (running := self._searches.get(name)) is not None:
                 running.levels = max(running.levels, levels - 1)
             elif len(self._ahead) < AHEAD_WAITING_MAX and not self._holds(name):
                 self._ahead.append((name, levels - 1))
-        self._go_ahead()
+        if self._ahead:
+            self._go_ahead()
 
     def _go_ahead(self) -> None:
-        assert self._nursery is not None
-        while self._ahead and self._ahead_running < AHEAD_AT_ONCE_MAX:
-            name, levels = self._ahead.popleft()
-            unknown = name not in self._searches and self._memory.known(name) is None
-            if unknown and not self._memory.is_absent(trio.current_time(), name):
-                self._ahead_running += 1
-                running = self._begin(name, levels)
-                self._heed(running)
-                self._nursery.start_soon(self._await_ahead, running)
+        if self._goes_ahead:
+            return  # what is begun below may be over at once
+        self._goes_ahead = True
+        try:
+            while self._ahead and self._ahead_running < AHEAD_AT_ONCE_MAX:
+                self._look_up_ahead(*self._ahead.popleft())
+        finally:
+            self._goes_ahead = False
 
-    async def _await_ahead(self, running: _Running) -> None:
-        await running.settled.wait()
-        self._ahead_running -= 1
-        self._go_ahead()
+    def _look_up_ahead(self, store_hash: str, levels: int) -> None:
+        unknown = store_hash not in self._searches and self._memory.known(store_hash) is None
+        if unknown and not self._memory.is_absent(trio.current_time(), store_hash):
+            self._ahead_running += 1
+            running = self._begin(store_hash, levels, is_ahead=True)
+            self._ask_upstreams(running)
+            self._heed(running)
+
+
+def _report(url: str, error: Exception) -> None:
+    if isinstance(error, UpstreamResting | Stopping):
+        log.debug("%s", error)
+    elif isinstance(error, UpstreamError):
+        log.warning("%s", error)
+    else:  # ours
+        log.error("asking %s failed", url, exc_info=error)
 
 
 class _Having:

@@ -12,6 +12,7 @@ builds with it would be told that it is not there.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,9 @@ class Known:
 
 class Memory:
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Known, int]] = {}
+        self._known: OrderedDict[str, tuple[Known, int]] = OrderedDict()
         self._bytes = 0
-        self._absent_until: dict[str, float] = {}
+        self._absent_until: OrderedDict[str, float] = OrderedDict()
         """In the order in which they expire."""
 
     def known(self, store_hash: str) -> Known | None:
@@ -79,7 +80,7 @@ class Memory:
         self._absent_until.pop(store_hash, None)
         self._absent_until[store_hash] = now + ABSENT_SECONDS
         while len(self._absent_until) > ABSENT_PATHS_MAX:
-            del self._absent_until[next(iter(self._absent_until))]
+            self._absent_until.popitem(last=False)
 
     def is_absent(self, now: float, store_hash: str) -> bool:
         until = self._absent_until.get(store_hash)

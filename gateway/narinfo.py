@@ -23,6 +23,7 @@ _SCALARS = {
     "StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "References",
     "Deriver", "System", "CA",
 }  # fmt: skip
+_NEEDED = frozenset({"StorePath", "URL", "NarHash", "NarSize", "References"})
 _SIGNATURE = re.compile(r"[^:\s]{1,128}:[A-Za-z0-9+/=]{1,128}")
 _NAR = re.compile(r"nar/([0-9abcdfghijklmnpqrsvwxyz]{32})-([0-9abcdfghijklmnpqrsvwxyz]{52})\.nar")
 
@@ -52,8 +53,8 @@ def parse(data: bytes) -> Narinfo:
     if "\r" in text or "\0" in text:
         raise NarinfoError("a narinfo with CR or NUL")
     scalars, signatures = _lines(text)
-    missing = {"StorePath", "URL", "NarHash", "NarSize", "References"} - scalars.keys()
-    if missing:
+    if not scalars.keys() >= _NEEDED:
+        missing = _NEEDED - scalars.keys()
         raise NarinfoError(f"a narinfo without {', '.join(sorted(missing))}")
     if not is_store_path(scalars["StorePath"]):
         raise NarinfoError(f"{scalars['StorePath']!r:.120} is not a path in /nix/store")
@@ -64,7 +65,7 @@ def parse(data: bytes) -> Narinfo:
         _nar_hash(scalars["NarHash"]),
         _nar_size(scalars["NarSize"]),
         _references(scalars["References"]),
-        tuple(dict.fromkeys(signatures)),
+        tuple(dict.fromkeys(signatures)) if len(signatures) > 1 else tuple(signatures),
         scalars.get("CA", ""),
         scalars.get("Deriver", ""),
     )
@@ -112,9 +113,9 @@ def _nar_size(text: str) -> int:
 
 def _references(text: str) -> tuple[str, ...]:
     paths = [f"/nix/store/{name}" for name in text.split()]
-    for path in paths:
-        if not is_store_path(path):
-            raise NarinfoError(f"the reference {path!r:.120} is not a store path")
+    if not all(map(is_store_path, paths)):
+        path = next(path for path in paths if not is_store_path(path))
+        raise NarinfoError(f"the reference {path!r:.120} is not a store path")
     if len(set(paths)) != len(paths):
         raise NarinfoError("a reference is named twice")
     return tuple(sorted(paths))
@@ -130,7 +131,11 @@ def fingerprint(
 
 def nar_url(record: PathRecord) -> str:
     """Stable for ever: Nix caches it for 30 days and then asks for the NAR alone."""
-    return f"nar/{record.store_hash}-{nix32_encode(record.nar_hash)}.nar"
+    return _nar_url(record, nix32_encode(record.nar_hash))
+
+
+def _nar_url(record: PathRecord, nar_hash: str) -> str:
+    return f"nar/{record.store_hash}-{nar_hash}.nar"
 
 
 def parse_nar_url(path: str) -> tuple[str, NarHash] | None:
@@ -147,12 +152,13 @@ def format(record: PathRecord, signatures: tuple[str, ...], url: str = "") -> by
     """The served narinfo: a pure function of the signed fields, the verified signatures, and a
     content address that recomputes to the store path (`Admitted.record` has no other). `url`: if
     not that of this gateway."""
-    names = " ".join(path.removeprefix("/nix/store/") for path in record.references)
+    names = " ".join([path.removeprefix("/nix/store/") for path in record.references])
+    nar_hash = nix32_encode(record.nar_hash)
     lines = [
         f"StorePath: {record.store_path}",
-        f"URL: {url or nar_url(record)}",
+        f"URL: {url or _nar_url(record, nar_hash)}",
         "Compression: none",
-        f"NarHash: sha256:{nix32_encode(record.nar_hash)}",
+        f"NarHash: sha256:{nar_hash}",
         f"NarSize: {record.nar_size}",
         f"References: {names}",
         *(f"Sig: {signature}" for signature in signatures),

@@ -2,25 +2,46 @@
 
 A handle is made once with all that is the same for every page of the cache, and only its URL
 changes. A page that a redirect leads to has a handle of its own, made for where it is.
+
+    ask -> under way, or waiting for a handle -> told: its status and body, or what went wrong
+    a redirect -> the same question goes on at another place
 """
 
 from __future__ import annotations
 
 import copy
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pycurl
-import trio
 
-from .errors import UpstreamError
+from .errors import Stopping, UpstreamError
 from .handles import Login, refuse_private, set_limits
 from .redirects import REDIRECTS, REDIRECTS_MAX, is_private_name, is_public, is_safe_redirect
-from .transfers import Transfers
+from .transfers import STOPS, Done, Transfers
 
 PAGE_SECONDS_MAX = 6
 """Longer than anybody waits for a narinfo (`substituter.LOOKUP_SECONDS_MAX`): what is still open
 then counts as a failure of the cache."""
 PAGES_AT_ONCE_MAX = 256
+
+Told = Callable[[int, bytes, Exception | None], None]
+"""Called once, with the status and the body behind redirects, or with an UpstreamError; any other
+exception is a mistake of ours."""
+
+
+class Page:
+    """A question for one page."""
+
+    __slots__ = ("bytes_max", "handle", "public_only", "redirects", "told", "url")
+
+    def __init__(self, url: str, bytes_max: int, told: Told) -> None:
+        self.url, self.bytes_max, self.told = url, bytes_max, told
+        self.handle: _Handle | None = None
+        self.redirects = 0
+        self.public_only = False
 
 
 class _Handle:
@@ -30,7 +51,7 @@ class _Handle:
         self.curl: Any = pycurl.Curl()
         self.body = bytearray()
         self.raised: list[BaseException] = []
-        self._url, self._bytes_max = url, 0
+        self._page = _NO_PAGE
         set_limits(self.curl, PAGE_SECONDS_MAX)
         self.curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
         self.curl.setopt(pycurl.PIPEWAIT, 1)
@@ -46,23 +67,30 @@ class _Handle:
         other.curl.setopt(pycurl.WRITEFUNCTION, other._write)
         return other
 
-    async def get(self, transfers: Transfers, url: str, bytes_max: int) -> int:
-        """The status; the page is in `body`. Raises UpstreamError."""
+    def start(self, transfers: Transfers, page: Page, done: Done) -> None:
+        """Raises Stopping. At its end `done` is called with what libcurl found wrong."""
         self.body.clear()
-        self.raised.clear()
-        self._url, self._bytes_max = url, bytes_max
-        self.curl.setopt(pycurl.URL, url)
-        try:
-            await transfers.perform(self.curl)
-        except pycurl.error as error:
-            if self.raised:
-                raise self.raised[0] from None
-            raise UpstreamError(f"{url}: {error.args[1]}") from error
-        return int(self.curl.getinfo(pycurl.RESPONSE_CODE))
+        if self.raised:
+            self.raised.clear()
+        self._page = page
+        self.curl.setopt(pycurl.URL, page.url)
+        transfers.start(self.curl, done)
+
+    def status(self, problem: str) -> int:
+        """Raises UpstreamError for a transfer that ended with this problem."""
+        if not problem:
+            return int(self.curl.getinfo(pycurl.RESPONSE_CODE))
+        if self.raised:
+            raise self.raised[0]
+        if problem == STOPS:
+            raise Stopping(problem)
+        raise UpstreamError(f"{self._page.url}: {problem}")
 
     def _write(self, data: bytes) -> int:
-        if len(self.body) + len(data) > self._bytes_max:
-            self.raised.append(UpstreamError(f"{self._url} is longer than {self._bytes_max} bytes"))
+        if len(self.body) + len(data) > self._page.bytes_max:
+            self.raised.append(
+                UpstreamError(f"{self._page.url} is longer than {self._page.bytes_max} bytes")
+            )
             return -1
         self.body += data
         return len(data)
@@ -75,7 +103,7 @@ class Pages:
         self._pattern: _Handle | None = None
         self._idle: list[_Handle] = []
         self._made = 0
-        self._queue = trio.lowlevel.ParkingLot()
+        self._waiting: deque[Page] = deque()
 
     def close(self) -> None:
         while self._idle:
@@ -84,38 +112,90 @@ class Pages:
             self._pattern.curl.close()
             self._pattern = None
 
-    async def get(self, url: str, bytes_max: int) -> tuple[int, bytes]:
-        """Status and body, behind redirects. Raises UpstreamError."""
-        while not self._idle and self._made >= PAGES_AT_ONCE_MAX:
-            await self._queue.park()
-        handle = self._idle.pop() if self._idle else self._make(url)
+    def ask(self, url: str, bytes_max: int, told: Told) -> Page:
+        """`told` is called later, never before this returns. Raises UpstreamError."""
+        page = Page(url, bytes_max, told)
+        if self._idle or self._made < PAGES_AT_ONCE_MAX:
+            self._start(page)
+        else:
+            self._waiting.append(page)
+        return page
+
+    def stop(self, page: Page) -> None:
+        """Nobody wants it any more: `told` is not called."""
+        page.told = _nobody
+        if page.handle is None:
+            if page in self._waiting:
+                self._waiting.remove(page)
+        elif self._transfers.stop(page.handle.curl):
+            self._give_back(page)
+            self._go_on()
+
+    def _start(self, page: Page) -> None:
+        page.handle = self._idle.pop() if self._idle else self._make(page.url)
         try:
-            status = await handle.get(self._transfers, url, bytes_max)
-            if status not in REDIRECTS:
-                return status, bytes(handle.body)
-            location, public = _redirect(handle, url, public=False)
-        finally:
-            self._idle.append(handle)
-            self._queue.unpark()
-        return await self._follow(location, bytes_max, public)
+            page.handle.start(self._transfers, page, partial(self._over, page))
+        except BaseException:
+            self._give_back(page)
+            raise
 
     def _make(self, url: str) -> _Handle:
-        self._made += 1
         if self._pattern is None:
             self._pattern = _Handle(self._login, url)
+        self._made += 1
         return self._pattern.another()
 
-    async def _follow(self, url: str, bytes_max: int, public: bool) -> tuple[int, bytes]:
-        for _ in range(REDIRECTS_MAX):
-            handle = _Handle(self._login, url, public_only=public)
+    def _over(self, page: Page, problem: str) -> None:
+        handle, status, body, wrong = page.handle, 0, b"", None
+        assert handle is not None
+        try:
+            status = handle.status(problem)
+            if status in REDIRECTS and page.told is not _nobody:
+                return self._follow(page, handle)
+            body = bytes(handle.body)
+        except Exception as error:
+            wrong = error
+        self._give_back(page)
+        try:
+            page.told(status, body, wrong)
+        finally:
+            if self._waiting:
+                self._go_on()
+
+    def _follow(self, page: Page, handle: _Handle) -> None:
+        """Raises UpstreamError."""
+        location, public = _redirect(handle, page.url, public=page.public_only)
+        if page.redirects == REDIRECTS_MAX:
+            raise UpstreamError(f"{page.url}: more than {REDIRECTS_MAX} redirects")
+        other = _Handle(self._login, location, public_only=public)
+        self._give_back(page)
+        page.url, page.public_only, page.handle = location, public, other
+        page.redirects += 1
+        other.start(self._transfers, page, partial(self._over, page))
+        self._go_on()
+
+    def _give_back(self, page: Page) -> None:
+        handle, page.handle = page.handle, None
+        assert handle is not None
+        if page.redirects:
+            handle.curl.close()  # made for where the redirect led
+        else:
+            self._idle.append(handle)
+
+    def _go_on(self) -> None:
+        while self._waiting and (self._idle or self._made < PAGES_AT_ONCE_MAX):
+            page = self._waiting.popleft()
             try:
-                status = await handle.get(self._transfers, url, bytes_max)
-                if status not in REDIRECTS:
-                    return status, bytes(handle.body)
-                url, public = _redirect(handle, url, public=public)
-            finally:
-                handle.curl.close()
-        raise UpstreamError(f"{url}: more than {REDIRECTS_MAX} redirects")
+                self._start(page)
+            except Exception as error:
+                page.told(0, b"", error)
+
+
+def _nobody(status: int, body: bytes, wrong: Exception | None) -> None:
+    pass
+
+
+_NO_PAGE = Page("", 0, _nobody)
 
 
 def _redirect(handle: _Handle, url: str, *, public: bool) -> tuple[str, bool]:

@@ -51,7 +51,7 @@ class Rule:
 
     def fits(self, store_path: str) -> bool:
         name = name_of(store_path)
-        matches = any(fnmatchcase(name, pattern) for pattern in self.paths)
+        matches = EVERY in self.paths or any(fnmatchcase(name, pattern) for pattern in self.paths)
         return matches and not any(fnmatchcase(name, pattern) for pattern in self.except_paths)
 
     def names(self, key: str) -> bool:
@@ -115,25 +115,31 @@ class Policy:
     def judge(self, record: PathRecord) -> Judgement:
         path = record.store_path
         text = fingerprint(path, record.nar_hash, record.nar_size, record.references)
-        fitting = [rule for rule in self._rules if rule.fits(path)]
+        fitting = self._fitting(path)
         good = self._known.verified(text, record.signatures)
-        signers = tuple(
-            (_key_name(one), self._standing(one, one in good, fitting))
-            for one in dict.fromkeys(record.signatures)
-        )
-        counting = tuple(
-            one for one, (_, worth) in zip(dict.fromkeys(record.signatures), signers, strict=True)
-            if worth == "counts"
-        )  # fmt: skip
+        signers: list[tuple[str, Standing]] = []
+        counting: list[str] = []
+        for one in dict.fromkeys(record.signatures):
+            name = _key_name(one)
+            worth = self._standing(name, one in good, fitting)
+            signers.append((name, worth))
+            if worth == "counts":
+                counting.append(one)
+        told = tuple(counting), tuple(signers)
         if forbidden := self.forbids(path):
-            return Judgement("", counting, signers, (forbidden,), forbidden=True)
+            return Judgement("", *told, (forbidden,), forbidden=True)
         reasons = [] if fitting else [f"no rule fits the name {name_of(path)}"]
         for rule in fitting:
-            signed = {_key_name(one) for one in counting if rule.names(_key_name(one))}
+            signed = {name for name, worth in signers if worth == "counts" and rule.names(name)}
             if len({self.keys.keys[name].key for name in signed}) >= rule.need:
-                return Judgement(rule.name, counting, signers, ())
+                return Judgement(rule.name, *told, ())
             reasons.append(self._missing(rule, signed))
-        return Judgement("", counting, signers, tuple(reasons))
+        return Judgement("", *told, tuple(reasons))
+
+    def _fitting(self, store_path: str) -> Sequence[Rule]:
+        if self._rules is DEFAULT_RULES:
+            return DEFAULT_RULES  # it fits every name
+        return [rule for rule in self._rules if rule.fits(store_path)]
 
     def forbids(self, store_path: str) -> str:
         """Why nothing could admit this path, or an empty string."""
@@ -162,8 +168,7 @@ class Policy:
             publish.verified(text, record.signatures)
         )
 
-    def _standing(self, signature: str, holds: bool, fitting: list[Rule]) -> Standing:
-        name = _key_name(signature)
+    def _standing(self, name: str, holds: bool, fitting: Sequence[Rule]) -> Standing:
         if name not in self._known.keys:
             return "unknown"
         if name not in self.keys.keys:

@@ -75,10 +75,11 @@ class KeyRing:
         for key in keys:
             if self.keys.setdefault(key.name, key) != key:
                 raise BadKey(f"two different keys are named {key.name!r}; remove one")
+        self._verifiers = {name: nacl.signing.VerifyKey(key.key) for name, key in self.keys.items()}
 
     def verified(self, text: bytes, signatures: Iterable[str]) -> tuple[str, ...]:
         """Those of `signatures` that a key of this ring made over `text`."""
-        return tuple(signature for signature in signatures if self._judge(text, signature))
+        return tuple([signature for signature in signatures if self._judge(text, signature)])
 
     def _judge(self, text: bytes, signature: str) -> bool:
         """Every Want of every peer asks for the same few: what was computed once stays true."""
@@ -91,12 +92,11 @@ class KeyRing:
 
     def _holds(self, text: bytes, signature: str) -> bool:
         name, _, encoded = signature.partition(":")
-        key = self.keys.get(name)
-        if key is None:
+        verifier = self._verifiers.get(name)
+        if verifier is None:
             return False
         try:
-            data = base64.b64decode(encoded, validate=True)
-            nacl.signing.VerifyKey(key.key).verify(text, data)
+            verifier.verify(text, base64.b64decode(encoded, validate=True))
         except (binascii.Error, ValueError, nacl.exceptions.CryptoError):
             return False
         return True

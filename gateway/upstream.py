@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -22,6 +23,7 @@ import pycurl
 import trio
 
 from .access import Access
+from .asking import Answered, Stop, answer_to
 from .decompress import Decoder, make_decoder
 from .errors import NarinfoError, UpstreamError
 from .handles import Login, guarded, refuse_private, set_limits
@@ -47,6 +49,10 @@ PASSED_BYTES_MIN = 256 * 1024
 THREADS_MAX = 64
 """Of each cache; a download holds one while it lasts."""
 MISSING = (401, 403, 404, 410)
+
+
+Ask = Callable[[str, Answered[Narinfo | None]], Stop]
+"""As `Upstream.narinfo`, without a task that waits. Raises UpstreamError."""
 
 
 class Upstream(Protocol):
@@ -163,15 +169,31 @@ class HttpCache:
             self._pages.close()
 
     async def narinfo(self, store_hash: str) -> Narinfo | None:
+        if self._pages is not None:
+            return await answer_to(partial(self._ask, self._pages, store_hash))
+        data = await self._small(f"{self.url}/{store_hash}.narinfo", NARINFO_BYTES_MAX)
+        return None if data is None else _parsed(self.url, store_hash, data)
+
+    @property
+    def by_call(self) -> Ask | None:
+        return None if self._pages is None else partial(self._ask, self._pages)
+
+    def _ask(self, pages: Pages, store_hash: str, answered: Answered[Narinfo | None]) -> Stop:
         url = f"{self.url}/{store_hash}.narinfo"
-        if self._pages is None:
-            data = await self._small(url, NARINFO_BYTES_MAX)
-            return None if data is None else _parsed(self.url, store_hash, data)
-        status, data = await self._pages.get(url, NARINFO_BYTES_MAX)
-        if status == 200:
-            return _parsed(self.url, store_hash, data)
-        self._missing(url, status)
-        return None
+
+        def told(status: int, data: bytes, wrong: Exception | None) -> None:
+            answer: Narinfo | Exception | None = wrong
+            if wrong is None:
+                try:
+                    if status == 200:
+                        answer = _parsed(self.url, store_hash, data)
+                    elif status != 404:
+                        self._missing(url, status)
+                except Exception as error:
+                    answer = error
+            answered(answer)
+
+        return partial(pages.stop, pages.ask(url, NARINFO_BYTES_MAX, told))
 
     async def file(self, path: str, bytes_max: int) -> bytes | None:
         return await self._small(f"{self.url}/{quote(path)}", bytes_max)
