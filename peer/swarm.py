@@ -378,14 +378,14 @@ class Swarm(Library):
         await self._carry_out(effects)
 
     def _stored(self, batch: Sequence[Keep]) -> None:
-        places: dict[ManifestId, list[int]] = {}
+        places: dict[ManifestId, dict[int, PeerId]] = {}
         for keep in batch:
             for manifest, index in keep.places:
-                places.setdefault(manifest, []).append(index)
-        for manifest, indexes in places.items():
+                places.setdefault(manifest, {})[index] = keep.peer
+        for manifest, givers in places.items():
             if (fetch := self.fetches.get(manifest)) is not None:
-                fetch.present(indexes)
-            self.inbound.note(manifest, indexes)
+                fetch.present(givers)
+            self.inbound.note(manifest, givers)
 
     def _not_stored(self, reason: str) -> None:
         for fetch in list(self.fetches.values()):
