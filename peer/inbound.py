@@ -72,6 +72,8 @@ class Inbound:
         growing = fetch.manifest if fetch is not None else None
         owner = growing.owner if isinstance(growing, Growing) else None
         fellows = {p for p in givers.values() if p != owner and swarm.exchange.fills(p, manifest)}
+        if fetch is not None and fetch.ends:
+            fellows.clear()  # the last ones are wanted of whoever has them
         for session in self._sessions:
             if manifest in session.watches:
                 for index, giver in givers.items():

@@ -57,5 +57,5 @@ def test_an_office_is_told_more_often_of_what_only_we_have() -> None:
             messages += 1
             told |= set(told_at(news, now)[M])
         news.note(M, step, fresh=step % 15 == 0)
-    assert messages <= 24 * 20 / 15 + 24
+    assert messages <= 24 * 20 / 15 + 24 / STALE_SECONDS
     assert len(told) >= 23 * 20

@@ -29,6 +29,8 @@ LINK_BYTES = BLOCK_BYTES
 LATENCY_SECONDS = 0.002
 GROWN_SECONDS = 0.05
 START_SECONDS_MAX = 0.1
+GREET_SECONDS_MAX = 0.2
+"""Until another knows that one follows too: sixteen processes begin at once on two cores."""
 TICK_SECONDS = 0.25
 
 
@@ -143,15 +145,18 @@ class Crowd:
                 blocks_max=len(self._ids),
                 nar_bytes=len(self._ids) * LINK_BYTES,
                 source=self._owner.name,
+                members=[other.name for other in self._met if other is not peer],
             ),
         )
         if known == len(self._ids):
             self._carry_out(peer, peer.exchange.grow(self.now, MANIFEST, (), (), (), whole=True))
         for other in self._met:
             if other is not peer:
-                self._tell(other, peer, sorted(other.held), not other.done)
+                if other is self._owner or other.began < self.now:
+                    self._tell(other, peer, sorted(other.held), not other.done)
                 if other is not self._owner:
-                    self._tell(peer, other, [], True)
+                    greets = self._chance.random() * GREET_SECONDS_MAX
+                    self._later(greets, lambda other=other: self._tell(peer, other, [], True))
         if peer not in self._met:
             self._met.append(peer)
         self._tick(peer)
