@@ -60,8 +60,8 @@ ENDGAME_SECONDS = 0.5
 would send them to everybody while all others are idle."""
 ENDGAME_COPIES = 3
 DEPUTY_SECONDS = 1.0
-"""So long what an owner has to the end waits for the fellow whose part it is; then the next one may
-ask for it as well, and so on."""
+"""So long what an owner has waits at the end for the fellow whose part it is, before that for
+FELLOW_SECONDS_MAX; then the next one may ask for it as well, and so on."""
 LATE_SECONDS = 1.0
 COPIES_SHARE_MAX = 0.005
 COPIES_FREE = 2
@@ -280,11 +280,10 @@ class _Deal:
         if not self.is_dealt or index % self._count == self._mine:
             return True
         work, since = self._download, self._download.waits.get(index)
-        if since is None or work.source is None or not work.whole:
+        if since is None or work.source is None:
             return False
-        if len(work.missing) > 2 * ENDGAME_BLOCKS:
-            return False
-        deputies = int((self._now - since) / DEPUTY_SECONDS)
+        ends = work.whole and len(work.missing) <= 2 * ENDGAME_BLOCKS
+        deputies = int((self._now - since) / (DEPUTY_SECONDS if ends else FELLOW_SECONDS_MAX))
         return (self._mine - index) % self._count <= deputies
 
     def may_ask(self, index: int, holder: PeerId, state: Standing) -> bool:
