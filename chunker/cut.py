@@ -2,8 +2,9 @@
 
 FastCDC 2020 (Xia et al., IEEE TPDS 2020, https://ieeexplore.ieee.org/document/9055082), gear table
 and seed 0 of pyfastcdc 0.3.1, normalised chunking level 2. pyfastcdc has no push interface, so a
-chunk of a partial buffer is accepted only where at least BLOCK_BYTES_MAX bytes follow its start:
-then the cut cannot depend on bytes that have not arrived, and any split gives the same blocks.
+chunk of a partial buffer is accepted only where bytes follow it, or it is as long as one can be: it
+ends where the hash of its own last bytes says so, and not because nothing more has arrived; so any
+split gives the same blocks.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ CUT_RULE = "fastcdc2020-128k-nc2-v1"
 BLOCK_BYTES_MIN = 32 * 1024
 BLOCK_BYTES_AVERAGE = 128 * 1024
 BLOCK_BYTES_MAX = 512 * 1024
-BATCH_BYTES = 1024 * 1024
-FIRST_BYTES = 640 * 1024
-FIRST_BATCHES = 16
-"""So many are smaller, because others wait for the first blocks of a download."""
+BATCH_BYTES_MIN, BATCH_BYTES_MAX = 256 * 1024, 1024 * 1024
+BATCH_SHARE = 64
+"""Others wait for the blocks of a download: at most 1/64 of what has come waits to be cut."""
 
 
 class Cutter:
@@ -37,28 +37,30 @@ class Cutter:
             seed=0,
         )
         self._buffer = bytearray()
-        self._batch_bytes = FIRST_BYTES
-        self._fed = 0
+        self._fed_bytes = self._new_bytes = 0
 
     def feed(self, data: bytes | memoryview) -> list[bytes]:
         self._buffer += data
-        if len(self._buffer) < self._batch_bytes:
+        self._fed_bytes += len(data)
+        self._new_bytes += len(data)
+        batch = min(max(self._fed_bytes // BATCH_SHARE, BATCH_BYTES_MIN), BATCH_BYTES_MAX)
+        if self._new_bytes < batch:
             return []
-        self._fed += 1
-        if self._fed > FIRST_BATCHES:
-            self._batch_bytes = BATCH_BYTES
-        return self._cut(len(self._buffer) - BLOCK_BYTES_MAX)
+        self._new_bytes = 0
+        return self._cut(is_all=False)
 
     def finish(self) -> list[bytes]:
-        return self._cut(len(self._buffer))
+        return self._cut(is_all=True)
 
-    def _cut(self, starts_before: int) -> list[bytes]:
-        """Cut off every chunk that starts at or before `starts_before`."""
+    def _cut(self, *, is_all: bool) -> list[bytes]:
+        """Cut off every chunk that what follows cannot change: with `is_all`, nothing follows."""
         whole, blocks, used = bytes(self._buffer), [], 0
         for chunk in self._rule.cut_buf(whole):
-            if chunk.offset > starts_before or chunk.offset == len(whole):
+            end = chunk.offset + chunk.length
+            is_final = is_all or end < len(whole) or chunk.length == BLOCK_BYTES_MAX
+            if not is_final or not chunk.length:
                 break
-            blocks.append(whole[chunk.offset : chunk.offset + chunk.length])
-            used = chunk.offset + chunk.length
+            blocks.append(whole[chunk.offset : end])
+            used = end
         del self._buffer[:used]
         return blocks

@@ -12,6 +12,7 @@ http, never from a public address to a private one.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from .errors import NarinfoError, UpstreamError
 from .handles import Login, guarded, refuse_private, set_limits
 from .narinfo import NARINFO_BYTES_MAX, Narinfo, parse
 from .pages import Pages
+from .pauses import Pauses
 from .redirects import (
     REDIRECTS,
     REDIRECTS_MAX,
@@ -240,13 +242,15 @@ class HttpCache:
         send: trio.MemorySendChannel[bytes],
         failure: list[UpstreamError],
     ) -> None:
-        gathered = bytearray()
+        gathered, pauses = bytearray(), Pauses()
 
         def pass_on(data: bytes) -> None:
             for piece in decoder.feed(data):
                 gathered.extend(piece)
                 if len(gathered) >= PASSED_BYTES_MIN:
                     hand_over()
+            if seconds := pauses.after(time.monotonic(), time.thread_time(), len(data)):
+                time.sleep(seconds)
 
         def hand_over() -> None:
             trio.from_thread.run(send.send, bytes(gathered))

@@ -38,6 +38,7 @@ from .messages import (
     Want,
     Watch,
 )
+from .news import News
 from .serving import Serving
 from .summary import Change, Telling, Whole
 from .transport import Stream
@@ -51,7 +52,6 @@ from .wire import (
 
 HELLO_SECONDS_MAX = 10.0
 RECEIVE_BYTES = 64 * 1024
-HAVE_DELAY_SECONDS = 0.2
 SEND_SECONDS_MAX = 60.0
 """For one message, or the blocks of one turn; a peer slower than that is given up."""
 SIGN_SECONDS = 1.0
@@ -85,8 +85,7 @@ class Answering:
         self._library = library
         self.serving = Serving()
         self._scope = trio.CancelScope()
-        self._news: dict[ManifestId, list[int]] = {}
-        self._restated: set[ManifestId] = set()
+        self._news = News()
         self._told: dict[ManifestId, _Told] = {}
         self._grew: set[ManifestId] = set()
         self._hello_due = False
@@ -143,10 +142,12 @@ class Answering:
         self._untold.append(message)
         self._news_event.set()
 
-    def note(self, manifest: ManifestId, index: int) -> None:
-        """A block of a watched manifest came in."""
-        self._news.setdefault(manifest, []).append(index)
-        self._news_event.set()
+    def note(self, manifest: ManifestId, index: int, *, fresh: bool) -> None:
+        """A block of a watched manifest came in; see `news`."""
+        due = self._news.due
+        self._news.note(manifest, index, fresh=fresh)
+        if self._news.due < due:
+            self._news_event.set()
 
     def grew(self, manifest: ManifestId) -> None:
         """A watched growing manifest of ours has news."""
@@ -161,7 +162,7 @@ class Answering:
     def restate(self, manifest: ManifestId) -> None:
         """A download of a watched manifest is over: say again what is here."""
         if manifest in self.watches:
-            self._restated.add(manifest)
+            self._news.restate(manifest)
             self._news_event.set()
 
     async def _receive(
@@ -325,9 +326,9 @@ class Answering:
         self._library.sending.wake()
 
     async def _send_news(self) -> None:
-        told = float("-inf")
         while True:
-            await self._news_event.wait()
+            with trio.CancelScope(deadline=self._news.due):
+                await self._news_event.wait()
             self._news_event = trio.Event()
             untold, self._untold = self._untold, []
             for message in untold:
@@ -338,20 +339,15 @@ class Answering:
             grew, self._grew = self._grew, set()
             for manifest in sorted(grew):
                 await self._say_growth(manifest)
-            if not self._news and not self._restated:
-                continue
-            # At once after a quiet time; else together with what comes until then.
-            await trio.sleep_until(told + HAVE_DELAY_SECONDS)
-            told = trio.current_time()
-            await self._say_news()
+            if self._news.due <= trio.current_time():
+                await self._say_news()
 
     async def _say_news(self) -> None:
-        news, self._news = self._news, {}
+        news, restated = self._news.take(trio.current_time())
         for manifest, indexes in news.items():
             for at in range(0, len(indexes), HAVE_INDEXES_MAX):
                 part = tuple(indexes[at : at + HAVE_INDEXES_MAX])
                 await self._say(HaveMore(manifest, part))
-        restated, self._restated = self._restated, set()
         for wanted in sorted(restated):
             if (whole := self._library.load_manifest(wanted)) is not None:
                 await self._say_have(wanted, whole)

@@ -65,16 +65,17 @@ class Exchange:
         blocks_max: int | None = None,
         nar_bytes: int | None = None,
         source: PeerId | None = None,
+        members: Iterable[PeerId] = (),
     ) -> list[Effect]:
         """Begin to fetch the `missing` indexes of `blocks`; `lengths` in bytes, plain. With
         `source`, the owner of a growing manifest, more may come until `grow` says that is all: at
-        most `blocks_max` of together `nar_bytes`."""
+        most `blocks_max` of together `nar_bytes`; `members` may fetch it too."""
         assert manifest not in self._downloads
         download = Download(
             manifest, [], [], set(), SortedSet(),
             sum(lengths) if nar_bytes is None else nar_bytes,
             len(blocks) if blocks_max is None else blocks_max,
-            source,
+            source, now, frozenset(members),
         )  # fmt: skip
         self._downloads[manifest] = download
         return self.grow(now, manifest, blocks, lengths, missing, whole=source is None)
@@ -129,10 +130,9 @@ class Exchange:
     def moved(self, now: float, manifest: ManifestId, cursor: int) -> list[Effect]:
         """The reader waits for block `cursor`."""
         download = self._downloads.get(manifest)
-        if download is None or download.cursor == cursor:
-            return []
-        download.cursor = cursor
-        return []  # what is asked next follows it
+        if download is not None:
+            download.cursor = cursor  # what is asked next follows it
+        return []
 
     def covered(self, manifest: ManifestId) -> bool:
         """Every missing block has a live holder, or a peer that is fetching the whole."""

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 FIND_SECONDS_MAX = 3.0
 COVER_SECONDS_MAX = 3.0
 STUCK_SECONDS_MAX = 8.0
+ENDS_BLOCKS = 32
 
 Offer = tuple[PeerId, PathRecord]
 
@@ -216,6 +217,11 @@ class Fetch:
     def plain(self, index: int, block: Block) -> Bytes:
         """The bytes of the NAR that block `index` stands for, store hashes restored."""
         return piece(self.manifest, self.record.needles, index, block)
+
+    @property
+    def ends(self) -> bool:
+        """Little is missing, and more will not come."""
+        return len(self._missing) <= ENDS_BLOCKS
 
     # -- called by the swarm -------------------------------------------------------------------
 

@@ -94,6 +94,10 @@ class Following(Fetch):
             await self.close()
 
     @property
+    def ends(self) -> bool:
+        return self.growing.state is Growth.WHOLE and super().ends
+
+    @property
     def owner(self) -> PeerId:
         return self.growing.owner
 

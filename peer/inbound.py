@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,7 +13,8 @@ from chunker.errors import StoreError
 
 from .answering import Answering
 from .errors import PeerError
-from .identity import Address
+from .growing import Growing
+from .identity import Address, PeerId
 from .transport import Stream
 
 if TYPE_CHECKING:
@@ -64,14 +65,20 @@ class Inbound:
         """Those in which both sides have shown who they are."""
         return tuple(session for session in self._sessions if session.met)
 
-    def note(self, manifest: ManifestId, indexes: Sequence[int]) -> None:
-        """Blocks came in: tell who watches and has not said that it holds them."""
-        holds = self._swarm.exchange.holds
+    def note(self, manifest: ManifestId, givers: Mapping[int, PeerId]) -> None:
+        """Blocks came in, and from whom: tell who watches and has not said that it holds them."""
+        swarm = self._swarm
+        fetch, holds = swarm.fetches.get(manifest), swarm.exchange.holds
+        growing = fetch.manifest if fetch is not None else None
+        owner = growing.owner if isinstance(growing, Growing) else None
+        fellows = {p for p in givers.values() if p != owner and swarm.exchange.fills(p, manifest)}
+        if fetch is not None and fetch.ends:
+            fellows.clear()  # the last ones are wanted of whoever has them
         for session in self._sessions:
             if manifest in session.watches:
-                for index in indexes:
+                for index, giver in givers.items():
                     if not holds(session.peer, manifest, index):
-                        session.note(manifest, index)
+                        session.note(manifest, index, fresh=giver not in fellows)
 
     def restate(self, manifest: ManifestId) -> None:
         """Tell who watches it what is here now that a download is over, perhaps under another

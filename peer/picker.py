@@ -13,7 +13,8 @@ each of them. So blocks are dealt out in turn, `index` to the fellow at `index %
 fetch, in order of PeerId: each asks the source for its part and gets the rest from the others. What
 a fellow can bring is asked of no source: who comes late has the head of the NAR from fellows, and
 leaves the source's uplink to the tail that all lack.
-Whose view of the fellows differs for a moment asks for too much or waits for a moment. A block that
+Whose view of the fellows differs for a moment asks for too much or waits for a moment; at the
+beginning, when none has said that it follows, all members count. A block that
 no fellow has shown in PATIENCE times the source's own answering time is asked of the source as
 *spare*: it sends that when its uplink has nothing else to carry. So a source that has plenty gives
 plenty, one slow fellow stalls nobody, and a busy uplink is not made busier; once a fellow has the
@@ -46,13 +47,23 @@ PATIENCE_SECONDS_MAX = 10.0
 FELLOW_SECONDS_MAX = 4.0
 """A fellow that would take longer is left to itself; and a source is asked for a second copy of
 what was dealt out only when the first is so late, because its uplink is what all wait for."""
+MEET_SECONDS = 0.3
+"""So long after the beginning every member counts as a fellow of who follows an owner: a crowd that
+begins at one moment would ask the owner for its first blocks once each."""
 FELLOW_SILENCE_SECONDS_MAX = 3.0
 """How long a fellow that tells of nothing new is hoped for."""
 URGENT_BLOCKS = 8
 """At the reader: these are asked of a second holder when they are late."""
 ENDGAME_BLOCKS = 16
+ENDGAME_SECONDS = 0.5
+"""At the end what was asked for so long ago is asked of another too: one holder of the last few
+would send them to everybody while all others are idle."""
+ENDGAME_COPIES = 3
+DEPUTY_SECONDS = 1.0
+"""So long what an owner has waits at the end for the fellow whose part it is, before that for
+FELLOW_SECONDS_MAX; then the next one may ask for it as well, and so on."""
 LATE_SECONDS = 1.0
-COPIES_SHARE_MAX = 0.01
+COPIES_SHARE_MAX = 0.005
 COPIES_FREE = 2
 
 Ready = list[tuple[PeerId, Standing]]
@@ -87,6 +98,9 @@ class Download:
     """More than that cannot come; a growing manifest has fewer at first."""
     source: PeerId | None = None
     """The owner of a growing manifest, which is a source though it still fills."""
+    since: float = 0.0
+    members: frozenset[PeerId] = frozenset()
+    """Who was asked at the beginning whether it fetches the same."""
     whole: bool = True
     cursor: int = 0
     stuck_said: bool = False
@@ -97,8 +111,14 @@ class Download:
     waits: dict[int, float] = field(default_factory=dict)
     """Since when a block is left to a fellow."""
 
+    @property
+    def ends(self) -> bool:
+        """All was asked for, and little has not come."""
+        return self.whole and not self.open and len(self.missing) <= ENDGAME_BLOCKS
+
     def may_copy(self) -> bool:
-        return self.copies < COPIES_FREE + self.asked * COPIES_SHARE_MAX
+        few = COPIES_FREE + self.asked * COPIES_SHARE_MAX
+        return self.copies < few + self.ends * ENDGAME_COPIES
 
 
 def choose(
@@ -154,12 +174,14 @@ def second_holder(
     if not download.may_copy():
         return None
     urgent = download.cursor <= flight.index < download.cursor + URGENT_BLOCKS
-    ends = download.whole and not download.open and len(download.missing) <= ENDGAME_BLOCKS
     slow = peers[flight.peer].answers_seconds if flight.peer in peers else 0.0
-    if not (urgent or ends) or now < flight.due + max(LATE_SECONDS, 2 * slow):
+    late = urgent and now >= flight.due + max(LATE_SECONDS, 2 * slow)
+    if not late and not (download.ends and now >= flight.since + ENDGAME_SECONDS):
         return None
     fellows = _fellows(download, peers)
-    spares_sources = _is_dealt(download, fellows) and now < flight.due + FELLOW_SECONDS_MAX
+    spares_sources = (
+        not download.ends and _is_dealt(download, fellows) and now < flight.due + FELLOW_SECONDS_MAX
+    )
     others = [
         (name, state)
         for name, state in peers.items()
@@ -246,13 +268,23 @@ class _Deal:
         self._download = download
         self._peers = peers
         self._fellows = _fellows(download, peers)
-        order = sorted({me, *self._fellows})
+        dealt_to = {me} | self._fellows
+        if download.source is not None and now < download.since + MEET_SECONDS:
+            dealt_to |= download.members - {download.source}
+        order = sorted(dealt_to)
         self._count = len(order)
         self._mine = order.index(me)
-        self.is_dealt = _is_dealt(download, self._fellows)
+        self.is_dealt = _is_dealt(download, dealt_to - {me})
 
     def is_mine(self, index: int) -> bool:
-        return not self.is_dealt or index % self._count == self._mine
+        if not self.is_dealt or index % self._count == self._mine:
+            return True
+        work, since = self._download, self._download.waits.get(index)
+        if since is None or work.source is None:
+            return False
+        ends = work.whole and len(work.missing) <= 2 * ENDGAME_BLOCKS
+        deputies = int((self._now - since) / (DEPUTY_SECONDS if ends else FELLOW_SECONDS_MAX))
+        return (self._mine - index) % self._count <= deputies
 
     def may_ask(self, index: int, holder: PeerId, state: Standing) -> bool:
         """Firmly: a fellow for anything that it can bring in time, a source for our part."""

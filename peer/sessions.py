@@ -39,18 +39,17 @@ from .yamux import (
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES = 1024 * 1024
+RECEIVE_BYTES, READ_BYTES = 1024 * 1024, 64 * 1024
 TICK_SECONDS = 5.0
-UNSENT_BYTES_MIN = 256 * 1024
+UNSENT_BYTES_MIN, UNSENT_BYTES_DRAINED = 256 * 1024, 32 * 1024
 UNSENT_BYTES_MAX = 4 * 1024 * 1024
 UNSENT_SECONDS = 0.01
 """In the kernel; more waits here, where its order can still change. As much as the line carries in
-that time: on a fast one, being woken for less costs more than ciphers."""
+that time: on a fast one, being woken for less costs more than ciphers. DRAINED ends a turn: more,
+of many connections, overflows a slow line's queue."""
 RATED_BYTES_MIN = 256 * 1024
 """What is said of the line by less is chance."""
-CLOSE_SECONDS_MAX = 1.0
-DRAIN_SECONDS_MAX = 1.0
-READ_BYTES = 64 * 1024
+CLOSE_SECONDS_MAX = DRAIN_SECONDS_MAX = 1.0
 ARRIVED_MAX = 256
 """Streams that the peer opened and libp2p did not take yet. More come only from a peer that opens
 and resets them at once: those count no more among its open ones, and each costs a task."""
@@ -84,6 +83,7 @@ class FastConnection(IMuxedConn):
         self.machine = Yamux(is_initiator=conn.is_initiator, now=trio.current_time())
         self.tcp = tcp
         self._allow_unsent(UNSENT_BYTES_MIN)
+        self._unsent = UNSENT_BYTES_MIN
         self._sealer = sealer
         self._opener = opener
         self._buffers = buffers
@@ -249,10 +249,10 @@ class FastConnection(IMuxedConn):
         if waited and size >= RATED_BYTES_MIN:
             unsent = fitting_unsent(self._unsent, size, trio.current_time() - began)
             if unsent != self._unsent:
+                self._unsent = unsent
                 self._allow_unsent(unsent)
 
     def _allow_unsent(self, size: int) -> None:
-        self._unsent = size
         self.tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     async def _keep_alive(self) -> None:
@@ -274,21 +274,21 @@ class FastConnection(IMuxedConn):
         await self._drained.park()
 
     async def drained(self) -> None:
-        """Until all but UNSENT_BYTES_MIN is on the wire, or it is no use to wait for that."""
-        while self.machine.has_outgoing or self._sends:
-            if self.is_closed:
-                return
+        """Until all but UNSENT_BYTES_DRAINED is on the wire, or it is no use to wait for that."""
+        while not self.is_closed and (self.machine.has_outgoing or self._sends):
             await self._drained.park()
         if self.is_closed:
             return
-        # A descriptor of its own: the sender may wait for the socket at the same time.
-        watched = os.dup(self.tcp.socket.fileno())
+        watched = os.dup(self.tcp.socket.fileno())  # the sender may wait for the other one
+        self._allow_unsent(UNSENT_BYTES_DRAINED)
         try:
             with trio.move_on_after(DRAIN_SECONDS_MAX):
                 await trio.lowlevel.wait_writable(watched)
         finally:
             trio.lowlevel.notify_closing(watched)
             os.close(watched)
+            if not self.is_closed:
+                self._allow_unsent(self._unsent)
 
     def fail(self, error: YamuxError) -> None:
         log.info("a connection to %s is over: %s", self.peer_id, error)

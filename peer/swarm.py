@@ -151,11 +151,12 @@ class Swarm(Library):
         """Put a fetch to work; ask its sources what they hold, and the other members too, because
         they may fetch the same NAR just now."""
         manifest, now = fetch.manifest, trio.current_time()
+        fellows = [peer for peer in self._asking if self.policies.knows(peer)]
         if isinstance(manifest, Growing):
             self.traffic.begin(now, fetch.id, fetch.record, manifest.nar_size)
             effects = self.exchange.start(
                 now, fetch.id, (), (), (), blocks_max=blocks_max(manifest.nar_size),
-                nar_bytes=manifest.nar_size, source=manifest.owner,
+                nar_bytes=manifest.nar_size, source=manifest.owner, members=fellows,
             )  # fmt: skip
         else:
             lengths, missing = tuple(manifest.lengths), tuple(missing)
@@ -163,7 +164,6 @@ class Swarm(Library):
             self.traffic.begin(now, fetch.id, fetch.record, size)
             effects = self.exchange.start(now, fetch.id, manifest.blocks, lengths, missing)
         await self._carry_out(effects)
-        fellows = [peer for peer in self._asking if self.policies.knows(peer)]
         large = manifest.nar_size >= DEALT_BYTES_MIN
         for peer in dict.fromkeys([*fetch.sources, *(fellows if large else ())]):
             self._watch(peer, fetch.id)
@@ -378,14 +378,14 @@ class Swarm(Library):
         await self._carry_out(effects)
 
     def _stored(self, batch: Sequence[Keep]) -> None:
-        places: dict[ManifestId, list[int]] = {}
+        places: dict[ManifestId, dict[int, PeerId]] = {}
         for keep in batch:
             for manifest, index in keep.places:
-                places.setdefault(manifest, []).append(index)
-        for manifest, indexes in places.items():
+                places.setdefault(manifest, {})[index] = keep.peer
+        for manifest, givers in places.items():
             if (fetch := self.fetches.get(manifest)) is not None:
-                fetch.present(indexes)
-            self.inbound.note(manifest, indexes)
+                fetch.present(givers)
+            self.inbound.note(manifest, givers)
 
     def _not_stored(self, reason: str) -> None:
         for fetch in list(self.fetches.values()):

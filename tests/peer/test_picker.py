@@ -11,9 +11,12 @@ from peer.picker import (
     COPIES_FREE,
     COPIES_SHARE_MAX,
     DEALT_BYTES_MIN,
+    DEPUTY_SECONDS,
     ENDGAME_BLOCKS,
+    ENDGAME_SECONDS,
     FELLOW_SECONDS_MAX,
     LATE_SECONDS,
+    MEET_SECONDS,
     PATIENCE_SECONDS_MAX,
     PATIENCE_SECONDS_MIN,
     URGENT_BLOCKS,
@@ -115,6 +118,20 @@ def test_what_a_fellow_has_is_asked_of_no_source_while_it_can_bring_it() -> None
     assert len(of_source) >= 9 and max(of_source) < 20
 
 
+def test_at_the_beginning_every_member_may_follow_the_owner_too() -> None:
+    """Else each of a crowd asks the owner for the first blocks, before it hears of the others."""
+
+    def asked(me: PeerId, now: float) -> set[int]:
+        work = download(40)
+        work.source, work.since, work.members = SEED, 10.0, frozenset({A, B, ME, SEED} - {me})
+        peers = {SEED: holder(set(range(40)), filling=True)}
+        return {i for i, _, u in choose(now, me, work, peers) if u is not Urgency.SPARE}
+
+    parts = [asked(me, 10.0) for me in (ME, A, B)]
+    assert set().union(*parts) == set(range(40)) and sum(map(len, parts)) == 40
+    assert asked(ME, 10.0 + MEET_SECONDS) == set(range(40))
+
+
 def test_small_nars_are_not_dealt_out() -> None:
     work = download(40, nar_bytes=DEALT_BYTES_MIN - 1)
     peers = {SEED: holder(range(40)), A: holder(set(), filling=True)}
@@ -190,6 +207,43 @@ def test_at_the_end_any_late_block_has_one_unless_more_may_grow() -> None:
     assert second_holder(9.0, work, flight(90), peers) is not None
     work.whole = False
     assert second_holder(9.0, work, flight(90), peers) is None
+
+
+def test_at_the_end_no_holder_is_waited_for_long_and_a_source_helps() -> None:
+    """One holder of the last few would send them to everybody, while all others are idle."""
+    work = download(100)
+    work.open.clear()
+    work.source, work.missing = SEED, {90, 91}
+    peers = {
+        A: holder({90}, filling=True), B: holder({90}, filling=True), SEED: holder(set(range(100)))
+    }  # fmt: skip
+    asked = flight(91, A).since
+    assert second_holder(asked + ENDGAME_SECONDS - 0.01, work, flight(91, A), peers) is None
+    found = second_holder(asked + ENDGAME_SECONDS, work, flight(91, A), peers)
+    assert found == (SEED, peers[SEED])
+    work.open.add(92)
+    assert second_holder(asked + ENDGAME_SECONDS, work, flight(91, A), peers) is None
+
+
+def test_what_an_owner_has_waits_for_no_slow_fellow() -> None:
+    """One that let the owner rest held up a fifteenth of the NAR for ten seconds."""
+    work = download(2 * ENDGAME_BLOCKS)
+    work.source, work.whole = SEED, False
+    peers = {SEED: holder(set(range(40)), filling=True), A: holder(set(), filling=True)}
+    mine = {index for index, _, u in chosen(work, peers) if u is not Urgency.SPARE}
+    others = set(range(2 * ENDGAME_BLOCKS)) - mine
+    assert others and not asked_firmly(work, peers, FELLOW_SECONDS_MAX - 0.01) & others
+    assert others <= asked_firmly(work, peers, FELLOW_SECONDS_MAX)
+    work.whole = True
+    assert not asked_firmly(work, peers, DEPUTY_SECONDS - 0.01) & others
+    assert others <= asked_firmly(work, peers, DEPUTY_SECONDS)
+    work.missing |= {2 * ENDGAME_BLOCKS}
+    assert not asked_firmly(work, peers, DEPUTY_SECONDS) & others  # that is not the end yet
+
+
+def asked_firmly(work: Download, peers: dict[PeerId, Standing], now: float) -> set[int]:
+    """Without booking it."""
+    return {i for i, _, u in choose(now, ME, work, peers) if u is not Urgency.SPARE}
 
 
 def test_copies_are_few() -> None:

@@ -169,7 +169,7 @@ def test_who_wants_without_end_does_not_keep_out_who_waits_for_room() -> None:
 
 
 def test_few_turns_at_once_and_none_waits_for_a_peer_that_does_not_read() -> None:
-    made = uplink(*[(Want(0, M, (index, 40)),) for index in range(8)])
+    made = uplink(*[(Want(0, M, (index, 40)),) for index in range(2 * TURNS_MAX)])
     begun = [made.next(1.0) for _ in range(TURNS_MAX)]
     assert None not in begun
     assert made.next(1.1) is None

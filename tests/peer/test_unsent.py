@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
+import fcntl
+import socket
+import struct
+from types import SimpleNamespace
 
-from peer.sessions import UNSENT_BYTES_MAX, UNSENT_BYTES_MIN, fitting_unsent
+import pytest
+import trio
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from libp2p.peer.id import ID
+
+from peer import noise
+from peer.sessions import (
+    UNSENT_BYTES_DRAINED,
+    UNSENT_BYTES_MAX,
+    UNSENT_BYTES_MIN,
+    FastConnection,
+    fitting_unsent,
+)
 
 MB = 1_000_000
+SIOCOUTQNSD = 0x894B
 
 
 @pytest.mark.parametrize(
@@ -27,3 +43,41 @@ def test_it_settles_near_a_hundredth_of_a_second(
 
 def test_a_clock_that_stands_still_is_a_fast_line() -> None:
     assert fitting_unsent(UNSENT_BYTES_MIN, MB, 0.0) == 2 * UNSENT_BYTES_MIN
+
+
+def unsent_bytes(tcp: trio.SocketStream) -> int:
+    """What the kernel has of it and did not send yet."""
+    answer = fcntl.ioctl(tcp.socket.fileno(), SIOCOUTQNSD, bytes(4))
+    return int(struct.unpack("i", answer)[0])
+
+
+async def test_a_turn_is_over_when_little_of_it_is_left() -> None:
+    """Else fifteen connections have each a block in the kernel, and none of them in any order."""
+    with trio.fail_after(10), trio.socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        near = trio.socket.socket()
+        await near.connect(listener.getsockname())
+        far, _ = await listener.accept()
+        tcp, key, buffers = trio.SocketStream(near), ChaCha20Poly1305(bytes(32)), noise.Buffers()
+        connection = FastConnection(
+            SimpleNamespace(is_initiator=True),  # type: ignore[arg-type]
+            ID(b"peer"), tcp, noise.Sealer(key, 0, buffers), noise.Opener(key, 0, buffers),
+            buffers, b"",
+        )  # fmt: skip
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.start)
+            stream = await connection.open_stream()
+            await stream.write(bytes(200_000))
+
+            async def read() -> None:
+                with far:
+                    while await far.recv(8192):
+                        pass
+
+            nursery.start_soon(read)
+            await stream.flush()
+            left = unsent_bytes(tcp)
+            nursery.cancel_scope.cancel()
+    assert left <= UNSENT_BYTES_DRAINED

@@ -20,14 +20,17 @@ from chunker.digest import ManifestId
 from peer.exchange import Effect, Exchange, Keep, SendCancel, SendWant
 from peer.identity import PeerId
 from peer.messages import Cancel, Want
+from peer.news import News
 from peer.serving import Due, Serving, Uplink
 
 MANIFEST = ManifestId(b"m" * 32)
 BLOCK_BYTES = 131072
 LINK_BYTES = BLOCK_BYTES
 LATENCY_SECONDS = 0.002
-NEWS_SECONDS = 0.05
+GROWN_SECONDS = 0.05
 START_SECONDS_MAX = 0.1
+GREET_SECONDS_MAX = 0.2
+"""Until another knows that one follows too: sixteen processes begin at once on two cores."""
 TICK_SECONDS = 0.25
 
 
@@ -40,7 +43,8 @@ class _Peer:
     uplink: Uplink = field(default_factory=Uplink)
     waiting: deque[tuple[int, PeerId, Due, bool]] = field(default_factory=deque)
     names: list[PeerId] = field(default_factory=list)
-    news: list[int] = field(default_factory=list)
+    news: dict[PeerId, News] = field(default_factory=dict)
+    """By who watches."""
     busy: bool = False
     down_free: float = 0.0
     cursor: int = 0
@@ -141,27 +145,30 @@ class Crowd:
                 blocks_max=len(self._ids),
                 nar_bytes=len(self._ids) * LINK_BYTES,
                 source=self._owner.name,
+                members=[other.name for other in self._met if other is not peer],
             ),
         )
         if known == len(self._ids):
             self._carry_out(peer, peer.exchange.grow(self.now, MANIFEST, (), (), (), whole=True))
         for other in self._met:
             if other is not peer:
-                self._tell(other, peer, sorted(other.held), not other.done)
+                if other is self._owner or other.began < self.now:
+                    self._tell(other, peer, sorted(other.held), not other.done)
                 if other is not self._owner:
-                    self._tell(peer, other, [], True)
+                    greets = self._chance.random() * GREET_SECONDS_MAX
+                    self._later(greets, lambda other=other: self._tell(peer, other, [], True))
         if peer not in self._met:
             self._met.append(peer)
         self._tick(peer)
 
     def _grown(self, index: int) -> None:
         owner = self._owner
-        self._hold(owner, index)
+        self._hold(owner, index, fresh=True)
         for peer in self.peers.values():
             if peer is not owner and MANIFEST in peer.exchange._downloads:
                 whole = index + 1 == len(self._ids)
                 self._later(
-                    NEWS_SECONDS,
+                    GROWN_SECONDS,
                     lambda peer=peer, whole=whole: self._carry_out(
                         peer,
                         peer.exchange.grow(
@@ -178,11 +185,15 @@ class Crowd:
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         self._at(self.now + seconds + LATENCY_SECONDS, act)
 
-    def _hold(self, peer: _Peer, index: int) -> None:
+    def _hold(self, peer: _Peer, index: int, *, fresh: bool) -> None:
         peer.held.add(index)
-        if not peer.news:
-            self._at(self.now + NEWS_SECONDS, lambda: self._news(peer))
-        peer.news.append(index)
+        for other in self.peers.values():
+            if other is not peer and not other.done:
+                news = peer.news.setdefault(other.name, News())
+                due = news.due
+                news.note(MANIFEST, index, fresh=fresh)
+                if news.due < due:
+                    self._at(max(self.now, news.due), lambda other=other: self._news(peer, other))
         while peer.cursor in peer.held:
             peer.cursor += 1
         if peer is not self._owner:
@@ -190,11 +201,11 @@ class Crowd:
         if len(peer.held) == len(self._ids):
             peer.done = self.now
 
-    def _news(self, peer: _Peer) -> None:
-        news, peer.news = peer.news, []
-        for other in self.peers.values():
-            if other is not peer and not other.done:
-                self._tell(peer, other, news, None)
+    def _news(self, peer: _Peer, other: _Peer) -> None:
+        news = peer.news[other.name]
+        if self.now >= news.due and not other.done:
+            taken, _ = news.take(self.now)
+            self._tell(peer, other, taken[MANIFEST], None)
 
     def _tell(self, holder: _Peer, to: _Peer, news: list[int], filling: bool | None) -> None:
         self.messages += 1
@@ -223,7 +234,7 @@ class Crowd:
                     ),
                 )
             elif isinstance(effect, Keep):
-                self._hold(peer, effect.places[0][1])
+                self._hold(peer, effect.places[0][1], fresh=effect.peer == self._owner.name)
 
     def _wanted(self, asker: _Peer, effect: SendWant) -> None:
         server = self.peers[effect.peer]
