@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from libp2p.peer.id import ID
+from noise.backends.default.ciphers import ChaCha20Cipher
 
 from peer import noise
 from peer.sessions import (
@@ -60,11 +60,13 @@ async def test_a_turn_is_over_when_little_of_it_is_left() -> None:
         near = trio.socket.socket()
         await near.connect(listener.getsockname())
         far, _ = await listener.accept()
-        tcp, key, buffers = trio.SocketStream(near), ChaCha20Poly1305(bytes(32)), noise.Buffers()
+        tcp, cipher = trio.SocketStream(near), ChaCha20Cipher()
+        cipher.initialize(bytes(32))
+        buffers = noise.Buffers()
+        inside = cipher.cipher, cipher.format_nonce, 0, buffers
         connection = FastConnection(
             SimpleNamespace(is_initiator=True),  # type: ignore[arg-type]
-            ID(b"peer"), tcp, noise.Sealer(key, 0, buffers), noise.Opener(key, 0, buffers),
-            buffers, b"",
+            ID(b"peer"), tcp, noise.Sealer(*inside), noise.Opener(*inside), buffers, b"",
         )  # fmt: skip
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.start)
