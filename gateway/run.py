@@ -15,7 +15,6 @@ from collections.abc import Iterable
 
 import trio
 
-from chunker.block import BLOCK_BYTES_MAX
 from chunker.errors import ChunkerError
 from chunker.record import store_hash
 from peer.errors import CannotListen
@@ -63,13 +62,14 @@ def collect_seldom() -> None:
 
 def keep_freed_memory() -> None:
     """glibc gives what blocks leave free back to the system at once, and takes it anew, zeroed, for
-    the next ones: 5 % of moving blocks. So much of it stays ours. Elsewhere nothing is changed."""
+    the next ones: 5 % of moving blocks. So much of it stays ours; the second limit, which would stay
+    as it is once the first is set, is for decoders' windows. Elsewhere nothing is changed."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
     mallopt(M_TRIM_THRESHOLD, FREED_BYTES_KEPT)
-    mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES_MAX + 4096)
+    mallopt(M_MMAP_THRESHOLD, FREED_BYTES_KEPT)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
