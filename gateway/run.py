@@ -62,8 +62,9 @@ def collect_seldom() -> None:
 
 def keep_freed_memory() -> None:
     """glibc gives what blocks leave free back to the system at once, and takes it anew, zeroed, for
-    the next ones: 5 % of moving blocks. So much of it stays ours; the second limit, which would stay
-    as it is once the first is set, is for decoders' windows. Elsewhere nothing is changed."""
+    the next ones: 5 % of moving blocks. So much of it stays ours; the second limit is
+    for decoders' windows, and is raised by glibc itself no more once one is set. Elsewhere nothing
+    is changed."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
