@@ -63,7 +63,9 @@ def _is_free(buffer: bytearray) -> bool:
     return True
 
 
-class Sealer:
+class _Direction:
+    """What one side seals, or opens: its cipher, and how many messages it was used for."""
+
     def __init__(
         self,
         cipher: AESGCM | ChaCha20Poly1305,
@@ -76,6 +78,8 @@ class Sealer:
         self._nonce = nonce
         self._buffers = buffers
 
+
+class Sealer(_Direction):
     def seal(self, pieces: Sequence[Bytes]) -> Iterator[memoryview]:
         """The pieces as messages, all but the last full, in runs of at most BUFFER_BYTES; each run
         is valid until the next is asked for."""
@@ -119,19 +123,7 @@ def _messages_of(pieces: Iterable[Bytes], joined_bytes: int) -> Iterator[memoryv
         yield joined[:filled]
 
 
-class Opener:
-    def __init__(
-        self,
-        cipher: AESGCM | ChaCha20Poly1305,
-        format_nonce: FormatNonce,
-        nonce: int,
-        buffers: Buffers,
-    ) -> None:
-        self._cipher = cipher
-        self._format_nonce = format_nonce
-        self._nonce = nonce
-        self._buffers = buffers
-
+class Opener(_Direction):
     def open(self, sealed: memoryview) -> tuple[memoryview, int]:
         """(the plain bytes of every whole message, sealed bytes used up). Raises NoiseError."""
         from cryptography.exceptions import InvalidTag
