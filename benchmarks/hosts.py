@@ -10,7 +10,7 @@ on the bridge's end what it receives.
 A veth passes segments of 64 KiB on in one piece, and a full queue would drop them so. On a link
 that many connections share this starves some of them for minutes, so a shared one takes no larger
 pieces than it carries in a millisecond, as TCP itself aims at (tcp_tso_autosize). The others take
-what they carry in ten, because each piece costs the processors that are measured.
+what they carry in 2.5, because each piece costs the processors that are measured.
 
 Nothing of this is visible in the machine's own namespace, and names begin with the process id, so
 that several runs do not meet. When `hosts` ends, whatever still runs in the namespaces is killed by
@@ -37,7 +37,7 @@ BURST_BYTES = 128 * 1024
 QUEUE_MILLISECONDS = 50
 """A packet that would wait longer in a full link is dropped, which is what slows TCP down."""
 FRAME_BYTES, PIECE_BYTES_MAX = 1514, 65536
-PIECES_PER_SECOND, SHARED_PIECES_PER_SECOND = 100, 1000
+PIECES_PER_SECOND, SHARED_PIECES_PER_SECOND = 400, 1000
 
 _runs = count()
 

@@ -123,6 +123,13 @@ def _messages_of(pieces: Iterable[Bytes], joined_bytes: int) -> Iterator[memoryv
         yield joined[:filled]
 
 
+def missing_bytes(begun: Bytes) -> int:
+    """How many more are at least needed for the message that these are the beginning of."""
+    if len(begun) < LENGTH_BYTES:
+        return LENGTH_BYTES + TAG_BYTES - len(begun)
+    return LENGTH_BYTES + (begun[0] << 8 | begun[1]) - len(begun)
+
+
 class Opener(_Direction):
     def open(self, sealed: memoryview) -> tuple[memoryview, int]:
         """(the plain bytes of every whole message, sealed bytes used up). Raises NoiseError."""

@@ -55,14 +55,14 @@ FELLOW_SILENCE_SECONDS_MAX = 3.0
 URGENT_BLOCKS = 8
 """At the reader: these are asked of a second holder when they are late."""
 ENDGAME_BLOCKS = 16
-ENDGAME_SECONDS = 0.5
+ENDGAME_SECONDS = 1.0
 """At the end what was asked for so long ago is asked of another too: one holder of the last few
 would send them to everybody while all others are idle."""
 ENDGAME_COPIES = 3
 DEPUTY_SECONDS = 1.0
 """So long what an owner has waits at the end for the fellow whose part it is, before that for
 FELLOW_SECONDS_MAX; then the next one may ask for it as well, and so on."""
-LATE_SECONDS = 1.0
+LATE_SECONDS = 2.0
 COPIES_SHARE_MAX = 0.005
 COPIES_FREE = 2
 

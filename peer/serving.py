@@ -30,7 +30,7 @@ from chunker.digest import ManifestId
 from .messages import Cancel, Refuse, Urgency, Want
 
 QUEUED_WANTS_MAX = 1024
-TURNS_MAX = 4
+TURNS_MAX = 6
 TURN_BYTES_START = 2 * BLOCK_BYTES_AVERAGE
 TURN_BYTES_MIN = 1
 """At least one block goes in any case."""

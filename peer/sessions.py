@@ -10,8 +10,6 @@ more than ciphers where they are made for each message. Decision 5 has the figur
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from typing import Any
 
 import trio
@@ -29,6 +27,7 @@ from multiaddr import Multiaddr
 from chunker.digest import Bytes
 
 from . import noise
+from .line import Line
 from .yamux import (
     GO_AWAY_NORMAL,
     GO_AWAY_PROTOCOL_ERROR,
@@ -41,26 +40,10 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BYTES, READ_BYTES = 1024 * 1024, 64 * 1024
 TICK_SECONDS = 5.0
-UNSENT_BYTES_MIN, UNSENT_BYTES_DRAINED = 256 * 1024, 32 * 1024
-UNSENT_BYTES_MAX = 4 * 1024 * 1024
-UNSENT_SECONDS = 0.01
-"""In the kernel; more waits here, where its order can still change. As much as the line carries in
-that time: on a fast one, being woken for less costs more than ciphers. DRAINED ends a turn: more,
-of many connections, overflows a slow line's queue."""
-RATED_BYTES_MIN = 256 * 1024
-"""What is said of the line by less is chance."""
-CLOSE_SECONDS_MAX = DRAIN_SECONDS_MAX = 1.0
+CLOSE_SECONDS_MAX = 1.0
 ARRIVED_MAX = 256
 """Streams that the peer opened and libp2p did not take yet. More come only from a peer that opens
 and resets them at once: those count no more among its open ones, and each costs a task."""
-
-
-def fitting_unsent(unsent: int, size: int, seconds: float) -> int:
-    """Bytes to allow after `unsent`, when the line took `size` bytes in `seconds`; one step."""
-    carried = size * UNSENT_SECONDS
-    if carried >= 2 * unsent * seconds:
-        return min(2 * unsent, UNSENT_BYTES_MAX)
-    return max(unsent // 2, UNSENT_BYTES_MIN) if 2 * carried < unsent * seconds else unsent
 
 
 class FastConnection(IMuxedConn):
@@ -82,8 +65,7 @@ class FastConnection(IMuxedConn):
         self.event_closed = trio.Event()
         self.machine = Yamux(is_initiator=conn.is_initiator, now=trio.current_time())
         self.tcp = tcp
-        self._allow_unsent(UNSENT_BYTES_MIN)
-        self._unsent = UNSENT_BYTES_MIN
+        self._line = Line(tcp)
         self._sealer = sealer
         self._opener = opener
         self._buffers = buffers
@@ -181,7 +163,7 @@ class FastConnection(IMuxedConn):
         with trio.move_on_after(CLOSE_SECONDS_MAX):
             for sealed in self._sealer.seal(self.machine.drain()):
                 try:
-                    await self._write(sealed)
+                    await self._line.write(sealed)
                 except OSError:
                     return
 
@@ -190,7 +172,7 @@ class FastConnection(IMuxedConn):
             self._feed(memoryview(self._ahead))
         left: bytes | None = b""
         while left is not None:
-            await trio.lowlevel.wait_readable(self.tcp.socket)
+            await self._line.readable(noise.missing_bytes(left))
             left = self._read(left)
 
     def _read(self, left: bytes) -> bytes | None:
@@ -198,12 +180,9 @@ class FastConnection(IMuxedConn):
         end."""
         buffer = self._buffers.take(RECEIVE_BYTES)
         buffer[: len(left)] = left
-        try:
-            count = os.readv(self.tcp.socket.fileno(), [buffer[len(left) :]])
-        except BlockingIOError:
-            return left
+        count = self._line.read(buffer[len(left) :])
         if not count:
-            return None
+            return left if count is None else None
         sealed = buffer[: len(left) + count]
         plain, used = self._opener.open(sealed)
         if plain:
@@ -230,30 +209,11 @@ class FastConnection(IMuxedConn):
             if pieces:
                 self._sends = True
                 for sealed in self._sealer.seal(pieces):
-                    await self._write(sealed)
+                    await self._line.write(sealed)
                 self._sends = False
             if not self.machine.has_outgoing:
                 self._to_send = trio.Event()
             self._drained.unpark_all()
-
-    async def _write(self, sealed: memoryview) -> None:
-        """Past trio's own sending, which passes through its loop once more for each system call."""
-        descriptor, size, began = self.tcp.socket.fileno(), len(sealed), trio.current_time()
-        waited = False
-        while sealed:
-            try:
-                sealed = sealed[os.write(descriptor, sealed) :]
-            except BlockingIOError:
-                waited = True
-                await trio.lowlevel.wait_writable(self.tcp.socket)
-        if waited and size >= RATED_BYTES_MIN:
-            unsent = fitting_unsent(self._unsent, size, trio.current_time() - began)
-            if unsent != self._unsent:
-                self._unsent = unsent
-                self._allow_unsent(unsent)
-
-    def _allow_unsent(self, size: int) -> None:
-        self.tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     async def _keep_alive(self) -> None:
         while True:
@@ -274,21 +234,11 @@ class FastConnection(IMuxedConn):
         await self._drained.park()
 
     async def drained(self) -> None:
-        """Until all but UNSENT_BYTES_DRAINED is on the wire, or it is no use to wait for that."""
+        """Until little of what was written is left in this machine (`Line.drained`)."""
         while not self.is_closed and (self.machine.has_outgoing or self._sends):
             await self._drained.park()
-        if self.is_closed:
-            return
-        watched = os.dup(self.tcp.socket.fileno())  # the sender may wait for the other one
-        self._allow_unsent(UNSENT_BYTES_DRAINED)
-        try:
-            with trio.move_on_after(DRAIN_SECONDS_MAX):
-                await trio.lowlevel.wait_writable(watched)
-        finally:
-            trio.lowlevel.notify_closing(watched)
-            os.close(watched)
-            if not self.is_closed:
-                self._allow_unsent(self._unsent)
+        if not self.is_closed:
+            await self._line.drained()
 
     def fail(self, error: YamuxError) -> None:
         log.info("a connection to %s is over: %s", self.peer_id, error)
