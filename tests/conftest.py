@@ -12,12 +12,17 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.nix import Closure, Nix
 
 TEST_SECONDS_MAX = 300
 """Of a test outside trio, as all are that start a Nix; a loop of trio would not survive the end."""
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("narswarm", deadline=None)
+hypothesis.settings.load_profile("narswarm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -95,7 +95,7 @@ def test_refuses_more_than_16_mib() -> None:
 
 
 @given(st.integers(0, len(ENCODED) - 1), st.integers(1, 255))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_flipped_byte_is_another_valid_manifest_or_an_error(at: int, change: int) -> None:
     data = bytearray(ENCODED)
     data[at] ^= change
@@ -107,7 +107,7 @@ def test_a_flipped_byte_is_another_valid_manifest_or_an_error(at: int, change: i
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_garbage(data: bytes) -> None:
     with pytest.raises(ManifestError):
         decode_manifest(data)

@@ -155,7 +155,7 @@ def test_a_truncated_nar_is_not_whole(end: int) -> None:
 
 
 @given(st.integers(0, len(TREE) - 1), st.integers(1, 255))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_flipped_byte_parses_or_raises_only_its_own_error(at: int, change: int) -> None:
     data = bytearray(TREE)
     data[at] ^= change
@@ -166,7 +166,7 @@ def test_a_flipped_byte_parses_or_raises_only_its_own_error(at: int, change: int
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_garbage_raises_only_its_own_error(data: bytes) -> None:
     with pytest.raises(NarError):
         read(MAGIC + data)

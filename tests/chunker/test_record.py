@@ -81,7 +81,7 @@ def test_refuses_other_encodings() -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_garbage(data: bytes) -> None:
     with pytest.raises(RecordError):
         decode_record(data)

@@ -22,7 +22,7 @@ pieces = st.lists(st.sampled_from([A, B, A[:20], B[5:], b"x", b"/nix/store/", b"
 
 
 @given(pieces, st.integers(1, 80))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_restoring_gives_the_bytes_back(parts: list[bytes], step: int) -> None:
     data, needles = b"".join(parts), [A, B]
     plain, rewrites = normalise(data, needles)
@@ -33,7 +33,7 @@ def test_restoring_gives_the_bytes_back(parts: list[bytes], step: int) -> None:
 
 
 @given(pieces, st.integers(1, 50))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_piece_is_restored_by_itself(parts: list[bytes], step: int) -> None:
     data, needles = b"".join(parts), [A, B]
     plain, rewrites = normalise(data, needles)

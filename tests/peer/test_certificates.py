@@ -145,7 +145,7 @@ def test_there_is_one_encoding() -> None:
 
 
 @given(st.binary(max_size=1100))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_are_refused(blob: bytes) -> None:
     for decode in (decode_certificate, decode_description, decode_revocation, check):
         with pytest.raises(CertificateRefused):
@@ -153,7 +153,7 @@ def test_any_bytes_are_refused(blob: bytes) -> None:
 
 
 @given(st.integers(0, len(sign(KEY, GOOD)) - 1), st.integers(1, 255))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_changed_byte_is_refused(at: int, change: int) -> None:
     blob = bytearray(sign(KEY, GOOD))
     blob[at] ^= change

@@ -66,7 +66,7 @@ def test_a_code_is_one_word_and_comes_back() -> None:
 
 
 @given(st.integers(4, len(CODE.text) - 1), st.sampled_from("123456789ABCDEFGHJKLMNPQRSTUVWXYZ"))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_changed_letter_is_found(at: int, letter: str) -> None:
     text = CODE.text[:at] + letter + CODE.text[at + 1 :]
     if text != CODE.text:
@@ -255,7 +255,7 @@ def test_bad_questions(name: str) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_give_a_frame_or_its_own_error(data: bytes) -> None:
     for decode in (decode_question, decode_answer):
         try:

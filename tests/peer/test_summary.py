@@ -111,7 +111,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sets(st.sampled_from([record.store_hash for record in PATHS])), st.lists(STEPS))
 def test_whatever_is_lost_both_agree_or_begin_anew(held: set[str], steps: list[tuple]) -> None:  # type: ignore[type-arg]
     pair = Pair(set(held))

@@ -151,7 +151,7 @@ def test_nested_headers_cost_no_memory() -> None:
 
 
 @given(st.integers(0, len(STREAM) - 1), st.integers(1, 255))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_flipped_byte_gives_messages_or_its_own_error(at: int, change: int) -> None:
     data = bytearray(STREAM)
     data[at] ^= change
@@ -165,7 +165,7 @@ def test_a_flipped_byte_gives_messages_or_its_own_error(at: int, change: int) ->
     st.none() | st.booleans() | st.integers(-1, 1 << 33) | st.binary(max_size=40)
     | st.text(max_size=8), lambda inner: st.lists(inner, max_size=6), max_leaves=12,
 ), st.binary(max_size=50))  # fmt: skip
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_header_gives_a_message_or_its_own_error(
     kind: int, header: object, body: bytes
 ) -> None:
