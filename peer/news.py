@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from chunker.digest import ManifestId
 
 FRESH_SECONDS = 0.05
-STALE_SECONDS = 1.0
+STALE_SECONDS = 0.5
 """Between one message and the next. After a quiet time there is nothing to wait for."""
 
 
