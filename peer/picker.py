@@ -62,6 +62,8 @@ ENDGAME_SECONDS = 1.0
 """At the end what was asked for so long ago is asked of another too: one holder of the last few
 would send them to everybody while all others are idle."""
 ENDGAME_COPIES = 3
+LONG_BLOCKS = 8 * ENDGAME_BLOCKS
+"""Of fewer the end is most, and sources have as much to do as before."""
 ENDGAME_PATIENCE_SECONDS = 0.5
 """So long what fellows do not bring waits at the end, before a source is asked for it as spare."""
 DEPUTY_SECONDS = 1.0
@@ -322,12 +324,13 @@ class _Deal:
 
     def overdue(self, index: int, holders: Ready) -> Ready:
         """Whom to ask for it as spare: only sources hold it, or fellows that have enough to do, for
-        longer than they should. At the end sources have time."""
+        longer than they should. At the end of a long download sources have time."""
         if not holders or (self.is_mine(index) and not self._is_with_fellows(index)):
             return []
         waited = self._now - self._download.waits.setdefault(index, self._now)
         sources = [item for item in holders if item[0] not in self._fellows]
-        if self._ends and sources and waited >= ENDGAME_PATIENCE_SECONDS:
+        ends = self._ends and len(self._download.blocks) >= LONG_BLOCKS
+        if ends and sources and waited >= ENDGAME_PATIENCE_SECONDS:
             return sources
         answers = min(state.answers_seconds for _, state in holders)
         patience = min(max(PATIENCE * answers, PATIENCE_SECONDS_MIN), PATIENCE_SECONDS_MAX)

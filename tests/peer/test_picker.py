@@ -17,6 +17,7 @@ from peer.picker import (
     ENDGAME_SECONDS,
     FELLOW_SECONDS_MAX,
     LATE_SECONDS,
+    LONG_BLOCKS,
     MEET_SECONDS,
     PATIENCE_SECONDS_MAX,
     PATIENCE_SECONDS_MIN,
@@ -177,11 +178,11 @@ def test_of_a_slow_fellow_one_block_at_a_time_is_asked() -> None:
 
 
 def test_at_the_end_a_source_is_asked_soon_for_what_no_fellow_brings() -> None:
-    def is_asked(missing: int, whole: bool) -> bool:
-        work = download(40)
+    def is_asked(missing: int, whole: bool, blocks: int = LONG_BLOCKS) -> bool:
+        work = download(blocks)
         work.missing, work.open = set(range(missing)), SortedSet(range(missing))
         work.whole = whole
-        source = holder(range(40))
+        source = holder(range(blocks))
         source.answers_seconds = 4.0
         peers = {SEED: source, A: holder(set(), filling=True)}
         chosen(work, peers)
@@ -191,6 +192,7 @@ def test_at_the_end_a_source_is_asked_soon_for_what_no_fellow_brings() -> None:
     assert is_asked(2 * ENDGAME_BLOCKS, whole=True)
     assert not is_asked(2 * ENDGAME_BLOCKS + 1, whole=True)
     assert not is_asked(2 * ENDGAME_BLOCKS, whole=False)
+    assert not is_asked(2 * ENDGAME_BLOCKS, whole=True, blocks=LONG_BLOCKS - 1)
 
 
 def test_nobody_is_asked_who_rests_or_has_enough_to_do() -> None:
