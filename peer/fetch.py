@@ -146,8 +146,11 @@ class Fetch:
         store = self._swarm.store
         while True:
             await self.arrived(index, patience_seconds)
+            wanted = self.manifest.blocks[index]
+            if (block := self._swarm.sending.recent.get(wanted)) is not None:
+                return block
             try:
-                return await trio.to_thread.run_sync(store.get, self.manifest.blocks[index])
+                return await trio.to_thread.run_sync(store.get, wanted)
             except (BlockMissing, BlockCorrupt) as error:
                 raise NotHere(f"block {index} was lost here: {error}") from error
 

@@ -130,6 +130,12 @@ def missing_bytes(begun: Bytes) -> int:
     return LENGTH_BYTES + (begun[0] << 8 | begun[1]) - len(begun)
 
 
+def sealed_bytes_min(plain_bytes: int) -> int:
+    """So many bytes at least are needed for that many."""
+    messages = -(-plain_bytes // (MESSAGE_BYTES_MAX - TAG_BYTES))
+    return plain_bytes + messages * (LENGTH_BYTES + TAG_BYTES)
+
+
 class Opener(_Direction):
     def open(self, sealed: memoryview) -> tuple[memoryview, int]:
         """(the plain bytes of every whole message, sealed bytes used up). Raises NoiseError."""

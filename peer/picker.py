@@ -19,6 +19,9 @@ no fellow has shown in PATIENCE times the source's own answering time is asked o
 *spare*: it sends that when its uplink has nothing else to carry. So a source that has plenty gives
 plenty, one slow fellow stalls nobody, and a busy uplink is not made busier; once a fellow has the
 block, the spare want is taken back.
+
+Of a slow fellow one block at a time is asked: what waits in its queue can be asked of nobody else,
+and what waits here goes to whoever has it and is free.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from chunker.digest import BlockId, ManifestId
 
 from .identity import PeerId
 from .messages import Urgency
-from .standing import Standing
+from .standing import DEPTH_BLOCKS_MIN, Standing
 
 WINDOW_BYTES = 16 * 1024 * 1024
 HORIZON_BLOCKS = 128
@@ -59,6 +62,10 @@ ENDGAME_SECONDS = 1.0
 """At the end what was asked for so long ago is asked of another too: one holder of the last few
 would send them to everybody while all others are idle."""
 ENDGAME_COPIES = 3
+LONG_BLOCKS = 8 * ENDGAME_BLOCKS
+"""Of fewer the end is most, and sources have as much to do as before."""
+ENDGAME_PATIENCE_SECONDS = 0.5
+"""So long what fellows do not bring waits at the end, before a source is asked for it as spare."""
 DEPUTY_SECONDS = 1.0
 """So long what an owner has waits at the end for the fellow whose part it is, before that for
 FELLOW_SECONDS_MAX; then the next one may ask for it as well, and so on."""
@@ -153,8 +160,8 @@ def choose(
         firm = [item for item in holders if item[1].open_blocks() and deal.may_ask(index, *item)]
         spare = not firm
         if spare:
-            holders = [item for item in holders if item[1].free_spare()]
-            if not deal.is_overdue(index, holders):
+            holders = deal.overdue(index, [item for item in holders if item[1].free_spare()])
+            if not holders:
                 continue
         else:
             holders = firm
@@ -282,9 +289,14 @@ class _Deal:
         work, since = self._download, self._download.waits.get(index)
         if since is None or work.source is None:
             return False
-        ends = work.whole and len(work.missing) <= 2 * ENDGAME_BLOCKS
-        deputies = int((self._now - since) / (DEPUTY_SECONDS if ends else FELLOW_SECONDS_MAX))
+        limit = DEPUTY_SECONDS if self._ends else FELLOW_SECONDS_MAX
+        deputies = int((self._now - since) / limit)
         return (self._mine - index) % self._count <= deputies
+
+    @property
+    def _ends(self) -> bool:
+        work = self._download
+        return work.whole and len(work.missing) <= 2 * ENDGAME_BLOCKS
 
     def may_ask(self, index: int, holder: PeerId, state: Standing) -> bool:
         """Firmly: a fellow for anything that it can bring in time, a source for our part."""
@@ -292,6 +304,8 @@ class _Deal:
             return True
         if holder not in self._fellows:
             return self.is_mine(index) and not self._is_with_fellows(index)
+        if state.owed and state.depth_blocks <= DEPTH_BLOCKS_MIN:
+            return False  # a slow one: what would wait there, another may have sooner
         return self.is_mine(index) or self._is_in_time(index, state)
 
     def _is_with_fellows(self, index: int) -> bool:
@@ -308,11 +322,16 @@ class _Deal:
     def _is_in_time(self, index: int, state: Standing) -> bool:
         return state.seconds_for(self._download.lengths[index]) <= FELLOW_SECONDS_MAX
 
-    def is_overdue(self, index: int, holders: Ready) -> bool:
-        """Only sources hold it, or fellows that have enough to do, for longer than they should."""
+    def overdue(self, index: int, holders: Ready) -> Ready:
+        """Whom to ask for it as spare: only sources hold it, or fellows that have enough to do, for
+        longer than they should. At the end of a long download sources have time."""
         if not holders or (self.is_mine(index) and not self._is_with_fellows(index)):
-            return False
-        since = self._download.waits.setdefault(index, self._now)
+            return []
+        waited = self._now - self._download.waits.setdefault(index, self._now)
+        sources = [item for item in holders if item[0] not in self._fellows]
+        ends = self._ends and len(self._download.blocks) >= LONG_BLOCKS
+        if ends and sources and waited >= ENDGAME_PATIENCE_SECONDS:
+            return sources
         answers = min(state.answers_seconds for _, state in holders)
         patience = min(max(PATIENCE * answers, PATIENCE_SECONDS_MIN), PATIENCE_SECONDS_MAX)
-        return self._now - since >= patience
+        return holders if waited >= patience else []

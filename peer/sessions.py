@@ -39,6 +39,7 @@ from .yamux import (
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES, READ_BYTES = 1024 * 1024, 64 * 1024
+WAKES_BYTES_MAX = 128 * 1024
 TICK_SECONDS = 5.0
 CLOSE_SECONDS_MAX = 1.0
 ARRIVED_MAX = 256
@@ -172,8 +173,14 @@ class FastConnection(IMuxedConn):
             self._feed(memoryview(self._ahead))
         left: bytes | None = b""
         while left is not None:
-            await self._line.readable(noise.missing_bytes(left))
+            await self._line.readable(self._worth_waking(left))
             left = self._read(left)
+
+    def _worth_waking(self, left: bytes) -> int:
+        """The bytes behind `left` without which nothing can be done: those of a whole message, and
+        of a whole frame, unless it is so long that opening it meanwhile pays."""
+        frame = noise.sealed_bytes_min(self.machine.missing_bytes) - len(left)
+        return max(noise.missing_bytes(left), min(frame, WAKES_BYTES_MAX))
 
     def _read(self, left: bytes) -> bytes | None:
         """Take in what has come, behind `left`, and give what is no whole message yet; None at the

@@ -378,6 +378,7 @@ class Swarm(Library):
         await self._carry_out(effects)
 
     def _stored(self, batch: Sequence[Keep]) -> None:
+        self.sending.recent.put(keep.block for keep in batch)
         places: dict[ManifestId, dict[int, PeerId]] = {}
         for keep in batch:
             for manifest, index in keep.places:

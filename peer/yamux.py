@@ -98,6 +98,11 @@ class Yamux:
     def has_outgoing(self) -> bool:
         return bool(self._outgoing)
 
+    @property
+    def missing_bytes(self) -> int:
+        """Of the data frame that has begun to come."""
+        return self._left
+
     # -- what comes from the peer ------------------------------------------------------------
 
     def feed(self, data: memoryview, now: float) -> tuple[list[YamuxStream], set[YamuxStream]]:

@@ -103,8 +103,12 @@ async def test_a_turn_is_over_when_little_of_it_is_left() -> None:
     assert left <= UNSENT_BYTES_DRAINED
 
 
-async def test_segments_of_a_message_wake_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a slow line: each has been taken in, or not, before the next is sent."""
+@pytest.mark.parametrize("size", [50_000, 180_000])
+async def test_segments_and_messages_wake_nobody(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """As on a slow line: each segment has been taken in, or not, before the next is sent. A frame
+    of 180 KB takes three messages; the first says how long it is."""
     reads: list[int | None] = []
     read = Line.read
 
@@ -119,16 +123,16 @@ async def test_segments_of_a_message_wake_nobody(monkeypatch: pytest.MonkeyPatch
         async with far, trio.open_nursery() as nursery:
             nursery.start_soon(connection.start)
             stream = await connection.open_stream()
-            data = HEADER.pack(0, DATA, 0, stream._stream.id, 50_000) + bytes(50_000)
-            [message] = sealer.seal([data])
-            for at in range(0, len(message), 1448):
-                await far.send_all(message[at : at + 1448])
+            data = HEADER.pack(0, DATA, 0, stream._stream.id, size) + bytes(size)
+            [run] = sealer.seal([data])
+            for at in range(0, len(run), 1448):
+                await far.send_all(run[at : at + 1448])
                 while unacknowledged_bytes(far):
                     await trio.lowlevel.checkpoint()
                 await trio.testing.wait_all_tasks_blocked()
             received = 0
-            while received < 50_000:
-                received += len(await stream.receive(50_000))
+            while received < size:
+                received += len(await stream.receive(size))
             nursery.cancel_scope.cancel()
     assert len(reads) <= 3
-    assert sum(count or 0 for count in reads) == len(message)
+    assert sum(count or 0 for count in reads) == len(run)

@@ -13,9 +13,11 @@ from peer.picker import (
     DEALT_BYTES_MIN,
     DEPUTY_SECONDS,
     ENDGAME_BLOCKS,
+    ENDGAME_PATIENCE_SECONDS,
     ENDGAME_SECONDS,
     FELLOW_SECONDS_MAX,
     LATE_SECONDS,
+    LONG_BLOCKS,
     MEET_SECONDS,
     PATIENCE_SECONDS_MAX,
     PATIENCE_SECONDS_MIN,
@@ -26,7 +28,7 @@ from peer.picker import (
     choose,
     second_holder,
 )
-from peer.standing import Standing
+from peer.standing import DEPTH_BLOCKS_MIN, Standing
 
 M = ManifestId(b"m" * 32)
 ME, A, B, SEED = PeerId("ME"), PeerId("A"), PeerId("B"), PeerId("SEED")
@@ -163,6 +165,34 @@ def test_what_no_fellow_brings_is_asked_of_the_source_as_spare_after_a_while() -
     assert chosen(work, peers, now=1.0 + PATIENCE_SECONDS_MIN / 2) == []
     late = chosen(work, peers, now=1.0 + PATIENCE_SECONDS_MAX)
     assert len(late) == 10 and {urgency for *_, urgency in late} == {Urgency.SPARE}
+
+
+def test_of_a_slow_fellow_one_block_at_a_time_is_asked() -> None:
+    """What would wait there goes to whoever has it and is free."""
+    slow = holder(range(40), filling=True, depth=DEPTH_BLOCKS_MIN)
+    other = holder(range(20, 40), filling=True, depth=DEPTH_BLOCKS_MIN)
+    assert chosen(download(40), {A: slow}) == [(0, A, Urgency.SOON)]
+    assert [name for _, name, _ in chosen(download(40), {A: slow, B: other})] == [B]
+    alone = holder(range(40), depth=DEPTH_BLOCKS_MIN)
+    assert len(chosen(download(40), {SEED: alone})) == DEPTH_BLOCKS_MIN
+
+
+def test_at_the_end_a_source_is_asked_soon_for_what_no_fellow_brings() -> None:
+    def is_asked(missing: int, whole: bool, blocks: int = LONG_BLOCKS) -> bool:
+        work = download(blocks)
+        work.missing, work.open = set(range(missing)), SortedSet(range(missing))
+        work.whole = whole
+        source = holder(range(blocks))
+        source.answers_seconds = 4.0
+        peers = {SEED: source, A: holder(set(), filling=True)}
+        chosen(work, peers)
+        late = chosen(work, peers, now=ENDGAME_PATIENCE_SECONDS)
+        return bool(late) and all(urgency is Urgency.SPARE for *_, urgency in late)
+
+    assert is_asked(2 * ENDGAME_BLOCKS, whole=True)
+    assert not is_asked(2 * ENDGAME_BLOCKS + 1, whole=True)
+    assert not is_asked(2 * ENDGAME_BLOCKS, whole=False)
+    assert not is_asked(2 * ENDGAME_BLOCKS, whole=True, blocks=LONG_BLOCKS - 1)
 
 
 def test_nobody_is_asked_who_rests_or_has_enough_to_do() -> None:

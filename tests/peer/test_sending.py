@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from chunker.block import Block
+from collections.abc import Sequence
+
+from chunker.block import Block, Codec, Encoded, verify
+from chunker.digest import Bytes, block_id
 from chunker.store import MemoryStore
 from peer.growing import Growing
 from peer.identity import PeerId
-from peer.messages import Refuse, Sent
+from peer.messages import Message, Refuse, Sent
 from peer.sending import Sending
-from peer.serving import Due
+from peer.serving import Due, Serving
+from peer.wire import Decoder
 from tests.peer.office import make_path
 
 
@@ -23,3 +27,43 @@ def test_a_growing_manifest_that_began_anew_refuses_what_it_does_not_know_yet() 
     answers = [sending._read(due) for due in dues]
     assert isinstance(answers[0], Sent)
     assert answers[1] == Refuse(1, "not-here", (7,))
+
+
+class Taker:
+    """A session that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.serving = Serving()
+        self.taken: list[Message] = []
+        self.counted = (0, 0)
+
+    async def send(self, messages: Sequence[Sequence[Bytes]]) -> None:
+        decoder = Decoder()
+        self.taken += [one for parts in messages for one in decoder.feed(b"".join(parts))]
+
+    async def flush(self) -> None:
+        pass
+
+    def sent(self, blocks: int, payload_bytes: int) -> None:
+        self.counted = blocks, payload_bytes
+
+    def stop(self) -> None:
+        raise AssertionError("it is neither broken nor slow")
+
+
+async def test_what_came_in_just_now_is_not_read_again() -> None:
+    """Here it could not be: the store has only the other one."""
+    store, came, old = MemoryStore(), b"c" * 40_000, Block.of(b"o" * 50_000)
+    store.put([old])
+    growing = Growing(make_path("path", 10)[0], PeerId("owner"))
+    growing.extend([block_id(came), old.id], [40_000, 50_000])
+    sending, taker = Sending(store, lambda _: growing), Taker()
+    sending.recent.put([verify(block_id(came), Encoded(Codec.RAW, 40_000, came))])
+    session = sending.join(taker)
+    for index in (0, 1):
+        await sending._turn(session, [Due(1, growing.id, index, 40_000)])
+    assert [one.encoded.payload for one in taker.taken if isinstance(one, Sent)][:1] == [came]
+    assert [type(one) for one in taker.taken] == [Sent, Sent]
+    assert taker.counted[0] == 1
+    await sending._turn(session, [Due(1, growing.id, 0, 40_000), Due(1, growing.id, 2, 40_000)])
+    assert taker.taken[-1] == Refuse(1, "not-here", (2,))
