@@ -5,6 +5,7 @@ BLAKE3-256 (https://github.com/BLAKE3-team/BLAKE3) names blocks and manifests; S
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NewType, Protocol
 
 import blake3
@@ -22,6 +23,8 @@ Bytes = bytes | memoryview
 DIGEST_BYTES = 32
 STORE_HASH_CHARS = 32
 NIX32_ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
+NIX32_REMEMBERED_MAX = 512
+"""A narinfo is verified, and soon after written anew with the same hash."""
 _NIX32_PAIRS = [first + second for first in NIX32_ALPHABET for second in NIX32_ALPHABET]
 _NIX32_DIGITS = frozenset(NIX32_ALPHABET)
 _AS_BASE_32 = str.maketrans(NIX32_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
@@ -48,6 +51,7 @@ def manifest_id(encoded: bytes) -> ManifestId:
     return ManifestId(blake3.blake3(encoded).digest())
 
 
+@lru_cache(NIX32_REMEMBERED_MAX)
 def nix32_encode(data: bytes) -> str:
     """Nix's base32 (src/libutil/hash.cc, printHash32): least significant digit last, no padding."""
     number = int.from_bytes(data, "little")

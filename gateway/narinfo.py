@@ -152,7 +152,7 @@ def format(record: PathRecord, signatures: tuple[str, ...], url: str = "") -> by
     """The served narinfo: a pure function of the signed fields, the verified signatures, and a
     content address that recomputes to the store path (`Admitted.record` has no other). `url`: if
     not that of this gateway."""
-    names = " ".join([path.removeprefix("/nix/store/") for path in record.references])
+    names = " ".join([path[11:] for path in record.references])  # behind /nix/store/
     nar_hash = nix32_encode(record.nar_hash)
     lines = [
         f"StorePath: {record.store_path}",
