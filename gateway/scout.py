@@ -70,6 +70,7 @@ class Scout:
         self._more = trio.Event()
         self._rests_until = float("-inf")
         self._patience = trio.CancelScope()
+        self._silent_at = float("-inf")
 
     @property
     def is_there(self) -> bool:
@@ -94,7 +95,8 @@ class Scout:
         assert self._is_ready
         self._number += 1
         if not self._asked:
-            self._patience.deadline = trio.current_time() + SILENCE_SECONDS_MAX
+            self._silent_at = trio.current_time() + SILENCE_SECONDS_MAX
+            self._patience.deadline = self._silent_at
         self._asked[self._number] = heard
         if not self._unsent:
             self._more.set()
@@ -182,8 +184,11 @@ class Scout:
             with trio.move_on_after(self._seconds()) as self._patience:
                 data = await line.receive_some(READ_BYTES)
             if self._patience.cancelled_caught:
+                if self._asked and trio.current_time() < self._silent_at:
+                    continue  # it was asked just when the quiet minute was over
                 if not self._is_ready or self._asked:
                     raise ScoutBroken("it is silent")
+                self._is_ready = False  # now: while its end is awaited, others would ask it
                 return
             if not data:
                 raise ScoutBroken("it ended")

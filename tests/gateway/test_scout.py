@@ -225,6 +225,31 @@ async def test_it_goes_when_it_is_not_needed(
         await until(lambda: here.scout.is_there)  # and comes again
 
 
+async def test_one_that_goes_is_asked_nothing_more(server: Server) -> None:
+    """Until it is gone there are moments in which others want to ask: no question is lost."""
+    heard: list[int] = []
+    async with place(server) as here:
+        patience = here.scout._patience
+        patience.deadline = float("-inf")  # the quiet minute is over
+        while not patience.cancelled_caught:
+            await trio.lowlevel.checkpoint()
+        if here.scout.takes(1):
+            here.scout.ask(0, f"{server.url}{PAGE}", lambda status, body: heard.append(status))
+            await until(lambda: bool(heard))
+
+
+async def test_what_is_asked_when_a_quiet_minute_ends_is_answered(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[int] = []
+    async with place(server) as here:
+        here.scout._patience.cancel()
+        here.scout.ask(0, f"{server.url}{PAGE}", lambda status, body: heard.append(status))
+        await until(lambda: bool(heard))
+        assert here.scout.is_there
+    assert heard == [404] and not caplog.records
+
+
 async def test_a_few_questions_are_asked_here(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
