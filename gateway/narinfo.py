@@ -80,7 +80,8 @@ def _lines(text: str) -> tuple[dict[str, str], list[str]]:
         name, colon, value = line.partition(":")
         if not colon:
             raise NarinfoError(f"the line {line!r:.80} is not KEY: VALUE")
-        value = value.removeprefix(" ")
+        if value[:1] == " ":
+            value = value[1:]
         if name == "Sig":
             if _SIGNATURE.fullmatch(value):
                 signatures.append(value)
