@@ -21,6 +21,7 @@ from gateway.lookup import admitted_by
 from gateway.lookups import Lookups
 from gateway.policy import any_of
 from gateway.run import collect_seldom
+from gateway.scout import Scout
 from gateway.signing import KeyRing, PublicKey
 from gateway.transfers import Transfers
 from gateway.trust import Admitted
@@ -33,8 +34,9 @@ async def main(
     urls: list[str], certificate: Path, key: PublicKey, names: list[str], askers: int
 ) -> None:
     policy, transfers = any_of(KeyRing((key,))), Transfers()
+    scout = Scout(policy.keys.seals, [policy.keys])
     access = Access(tls_roots=certificate)
-    caches = [Guarded(open_cache(url, access, transfers)) for url in urls]
+    caches = [Guarded(open_cache(url, access, transfers, scout)) for url in urls]
 
     def admits(record: PathRecord, sources: frozenset[str]) -> Admitted | None:
         return admitted_by(record, [policy])
@@ -50,6 +52,7 @@ async def main(
 
     async with trio.open_nursery() as nursery:
         await nursery.start(transfers.run)
+        await nursery.start(scout.run)
         await nursery.start(lookups.run)
         began = time.perf_counter()
         left = iter(names)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +55,10 @@ class Access:
 
 def proxy_for(url: str) -> str:
     """The proxy that the environment names for this URL; empty for none."""
+    if not any(name[-6:].lower() == "_proxy" for name in os.environ):
+        return ""
+    import urllib.request  # which takes as long to import as all the rest of a scout
+
     parts = urlsplit(url)
     proxies = urllib.request.getproxies_environment()
     found = proxies.get(parts.scheme) or proxies.get("all", "")

@@ -44,6 +44,7 @@ from .trust import trusted_manifest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from .scout import Scout
     from .shelf import Shelf
     from .substituter import Substituter
     from .transfers import Transfers
@@ -108,8 +109,8 @@ async def serve_http(
     from .substituter import Substituter
     from .transfers import Transfers
 
-    config, transfers = running.config, Transfers()
-    running.upstreams = _upstreams(config, transfers)
+    config, transfers, scout = running.config, Transfers(), _scout(running)
+    running.upstreams = _upstreams(config, transfers, scout)
     running.policies_of = _policies_of(running)
     shelf = _shelf(config)
     substituter = Substituter(
@@ -135,6 +136,7 @@ async def serve_http(
     await listening(running)
     async with trio.open_nursery() as nursery:
         await nursery.start(transfers.run)
+        await nursery.start(scout.run)
         await nursery.start(substituter.run)
         nursery.start_soon(_measure, running, substituter)
         if uploads is not None:
@@ -192,8 +194,9 @@ async def fetch_for_members(
     from .lookups import Lookups
     from .transfers import Transfers
 
-    config, swarm, transfers = running.config, running.swarm, Transfers()
-    upstreams = running.upstreams = _upstreams(config, transfers)
+    config, swarm = running.config, running.swarm
+    transfers, scout = Transfers(), _scout(running)
+    upstreams = running.upstreams = _upstreams(config, transfers, scout)
     lookups = Lookups(
         upstreams,
         lambda record, sources: admitted_by(record, [running.policy]),
@@ -210,16 +213,26 @@ async def fetch_for_members(
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(transfers.run)
+        await nursery.start(scout.run)
         await nursery.start(lookups.run)
         await running.deliveries.run(task_status)
 
 
-def _upstreams(config: Config, transfers: Transfers) -> tuple[Upstream, ...]:
+def _scout(running: Node) -> Scout:
+    """It verifies with the keys that count, for everybody or for one upstream."""
+    from .scout import Scout
+
+    keys = running.policy.keys
+    own = [_ring(said.keys) for said in running.config.upstreams if said.keys]
+    return Scout(keys.seals, [keys, *own])
+
+
+def _upstreams(config: Config, transfers: Transfers, scout: Scout) -> tuple[Upstream, ...]:
     from .breaker import Guarded
     from .upstream import open_cache
 
     access = upstream_access(config)
-    return tuple(Guarded(open_cache(one.url, access, transfers)) for one in config.upstreams)
+    return tuple(Guarded(open_cache(one.url, access, transfers, scout)) for one in config.upstreams)
 
 
 def _ranks(config: Config, upstreams: tuple[Upstream, ...]) -> dict[str, int]:

@@ -57,5 +57,9 @@ class UpstreamResting(UpstreamError):
     """An upstream is not asked, because it failed lately."""
 
 
+class ScoutBroken(GatewayError):
+    """The process that asks beside this one ended, is silent or says what makes no sense."""
+
+
 class Stopping(UpstreamError):
     """An upstream is not asked, because this process stops: nothing to hold against it."""

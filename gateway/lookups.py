@@ -291,9 +291,10 @@ class Lookups:
     def _heed(self, running: _Running) -> None:
         """Something was said: perhaps that is enough."""
         search = running.search
-        if not running.is_settled and search.is_settled:
+        is_over = search.is_over
+        if not running.is_settled and (is_over or search.is_settled):
             self._settle(running)
-        if not search.is_over:
+        if not is_over:
             return
         running.is_ended = True
         running.changed()
@@ -317,9 +318,10 @@ class Lookups:
 
     def _look_ahead(self, known: Known, levels: int) -> None:
         known.levels_ahead = levels
+        known_of = self._memory.known
         for reference in known.admitted.record.references:
             name = store_hash(reference)
-            held = self._memory.known(name)
+            held = known_of(name)
             if held is not None:
                 if held.levels_ahead < levels - 1 and held.holders:
                     self._look_ahead(held, levels - 1)

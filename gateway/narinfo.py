@@ -80,7 +80,8 @@ def _lines(text: str) -> tuple[dict[str, str], list[str]]:
         name, colon, value = line.partition(":")
         if not colon:
             raise NarinfoError(f"the line {line!r:.80} is not KEY: VALUE")
-        value = value.removeprefix(" ")
+        if value[:1] == " ":
+            value = value[1:]
         if name == "Sig":
             if _SIGNATURE.fullmatch(value):
                 signatures.append(value)
@@ -152,7 +153,7 @@ def format(record: PathRecord, signatures: tuple[str, ...], url: str = "") -> by
     """The served narinfo: a pure function of the signed fields, the verified signatures, and a
     content address that recomputes to the store path (`Admitted.record` has no other). `url`: if
     not that of this gateway."""
-    names = " ".join([path.removeprefix("/nix/store/") for path in record.references])
+    names = " ".join([path[11:] for path in record.references])  # behind /nix/store/
     nar_hash = nix32_encode(record.nar_hash)
     lines = [
         f"StorePath: {record.store_path}",

@@ -9,23 +9,17 @@ changes. A page that a redirect leads to has a handle of its own, made for where
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pycurl
 
 from .errors import Stopping, UpstreamError
-from .handles import Login, refuse_private, set_limits
+from .handles import PAGE_SECONDS_MAX, PAGES_AT_ONCE_MAX, Handle, Login
 from .redirects import REDIRECTS, REDIRECTS_MAX, is_private_name, is_public, is_safe_redirect
-from .transfers import STOPS, Done, Transfers
-
-PAGE_SECONDS_MAX = 6
-"""Longer than anybody waits for a narinfo (`substituter.LOOKUP_SECONDS_MAX`): what is still open
-then counts as a failure of the cache."""
-PAGES_AT_ONCE_MAX = 256
+from .scout import NOT_ASKED, STOPPED, Scout
+from .transfers import STOPS, Transfers
 
 Told = Callable[[int, bytes, Exception | None], None]
 """Called once, with the status and the body behind redirects, or with an UpstreamError; any other
@@ -39,69 +33,22 @@ class Page:
 
     def __init__(self, url: str, bytes_max: int, told: Told) -> None:
         self.url, self.bytes_max, self.told = url, bytes_max, told
-        self.handle: _Handle | None = None
+        self.handle: Handle | None = None
         self.redirects = 0
         self.public_only = False
 
 
-class _Handle:
-    """A libcurl handle and what it receives."""
-
-    def __init__(self, login: Login, url: str, *, public_only: bool = False) -> None:
-        self.curl: Any = pycurl.Curl()
-        self.body = bytearray()
-        self.raised: list[BaseException] = []
-        self._page = _NO_PAGE
-        set_limits(self.curl, PAGE_SECONDS_MAX)
-        self.curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
-        self.curl.setopt(pycurl.PIPEWAIT, 1)
-        self.curl.setopt(pycurl.WRITEFUNCTION, self._write)
-        self.proxied = login.identify(self.curl, url)
-        if public_only:
-            refuse_private(self.curl, url, self.raised, proxied=self.proxied, only=True)
-
-    def another(self) -> _Handle:
-        """With the same settings: looking up proxies and all the rest takes 0.1 ms."""
-        other = copy.copy(self)
-        other.curl, other.body, other.raised = self.curl.duphandle(), bytearray(), []
-        other.curl.setopt(pycurl.WRITEFUNCTION, other._write)
-        return other
-
-    def start(self, transfers: Transfers, page: Page, done: Done) -> None:
-        """Raises Stopping. At its end `done` is called with what libcurl found wrong."""
-        self.body.clear()
-        if self.raised:
-            self.raised.clear()
-        self._page = page
-        self.curl.setopt(pycurl.URL, page.url)
-        transfers.start(self.curl, done)
-
-    def status(self, problem: str) -> int:
-        """Raises UpstreamError for a transfer that ended with this problem."""
-        if not problem:
-            return int(self.curl.getinfo(pycurl.RESPONSE_CODE))
-        if self.raised:
-            raise self.raised[0]
-        if problem == STOPS:
-            raise Stopping(problem)
-        raise UpstreamError(f"{self._page.url}: {problem}")
-
-    def _write(self, data: bytes) -> int:
-        if len(self.body) + len(data) > self._page.bytes_max:
-            self.raised.append(
-                UpstreamError(f"{self._page.url} is longer than {self._page.bytes_max} bytes")
-            )
-            return -1
-        self.body += data
-        return len(data)
-
-
 class Pages:
-    def __init__(self, login: Login, transfers: Transfers) -> None:
+    def __init__(self, login: Login, transfers: Transfers, scout: Scout | None = None) -> None:
+        """`scout`: who asks when there is much to ask."""
         self._login = login
         self._transfers = transfers
-        self._pattern: _Handle | None = None
-        self._idle: list[_Handle] = []
+        self._scout = scout
+        self._place = 0 if scout is None else scout.add(login)
+        self._away = 0
+        """Questions that the scout has."""
+        self._pattern: Handle | None = None
+        self._idle: list[Handle] = []
         self._made = 0
         self._waiting: deque[Page] = deque()
 
@@ -115,11 +62,21 @@ class Pages:
     def ask(self, url: str, bytes_max: int, told: Told) -> Page:
         """`told` is called later, never before this returns. Raises UpstreamError."""
         page = Page(url, bytes_max, told)
+        scout = self._scout
+        if scout is not None:
+            under_way = self._made - len(self._idle) + len(self._waiting) + self._away
+            if scout.takes(under_way):
+                self._away += 1
+                scout.ask(self._place, url, partial(self._heard, page))
+                return page
+        self._ask_here(page)
+        return page
+
+    def _ask_here(self, page: Page) -> None:
         if self._idle or self._made < PAGES_AT_ONCE_MAX:
             self._start(page)
         else:
             self._waiting.append(page)
-        return page
 
     def stop(self, page: Page) -> None:
         """Nobody wants it any more: `told` is not called."""
@@ -131,17 +88,35 @@ class Pages:
             self._give_back(page)
             self._go_on()
 
+    def _heard(self, page: Page, status: int, body: bytes) -> None:
+        """From the scout."""
+        self._away -= 1
+        if status == 200 or status == 404:
+            page.told(status, body, None)
+        elif status == STOPPED:
+            page.told(0, b"", Stopping(STOPS))
+        elif status == 0:
+            page.told(0, b"", UpstreamError(body.decode(errors="replace")))
+        elif status != NOT_ASKED and status not in REDIRECTS:
+            page.told(status, body, None)
+        elif page.told is not _nobody:
+            try:
+                self._ask_here(page)
+            except Exception as error:
+                page.told(0, b"", error)
+
     def _start(self, page: Page) -> None:
         page.handle = self._idle.pop() if self._idle else self._make(page.url)
         try:
-            page.handle.start(self._transfers, page, partial(self._over, page))
+            page.handle.aim(page.url, page.bytes_max)
+            self._transfers.start(page.handle.curl, partial(self._over, page))
         except BaseException:
             self._give_back(page)
             raise
 
-    def _make(self, url: str) -> _Handle:
+    def _make(self, url: str) -> Handle:
         if self._pattern is None:
-            self._pattern = _Handle(self._login, url)
+            self._pattern = Handle(self._login, url, PAGE_SECONDS_MAX)
         self._made += 1
         return self._pattern.another()
 
@@ -149,7 +124,7 @@ class Pages:
         handle, status, body, wrong = page.handle, 0, b"", None
         assert handle is not None
         try:
-            status = handle.status(problem)
+            status = _status(handle, problem)
             if status in REDIRECTS and page.told is not _nobody:
                 return self._follow(page, handle)
             body = bytes(handle.body)
@@ -162,16 +137,17 @@ class Pages:
             if self._waiting:
                 self._go_on()
 
-    def _follow(self, page: Page, handle: _Handle) -> None:
+    def _follow(self, page: Page, handle: Handle) -> None:
         """Raises UpstreamError."""
         location, public = _redirect(handle, page.url, public=page.public_only)
         if page.redirects == REDIRECTS_MAX:
             raise UpstreamError(f"{page.url}: more than {REDIRECTS_MAX} redirects")
-        other = _Handle(self._login, location, public_only=public)
+        other = Handle(self._login, location, PAGE_SECONDS_MAX, public_only=public)
         self._give_back(page)
         page.url, page.public_only, page.handle = location, public, other
         page.redirects += 1
-        other.start(self._transfers, page, partial(self._over, page))
+        other.aim(location, page.bytes_max)
+        self._transfers.start(other.curl, partial(self._over, page))
         self._go_on()
 
     def _give_back(self, page: Page) -> None:
@@ -195,10 +171,18 @@ def _nobody(status: int, body: bytes, wrong: Exception | None) -> None:
     pass
 
 
-_NO_PAGE = Page("", 0, _nobody)
+def _status(handle: Handle, problem: str) -> int:
+    """Raises UpstreamError for a transfer that ended with this problem."""
+    if not problem:
+        return handle.status()
+    if handle.raised:
+        raise handle.raised[0]
+    if problem == STOPS:
+        raise Stopping(problem)
+    raise UpstreamError(f"{handle.url}: {problem}")
 
 
-def _redirect(handle: _Handle, url: str, *, public: bool) -> tuple[str, bool]:
+def _redirect(handle: Handle, url: str, *, public: bool) -> tuple[str, bool]:
     """Where to go on, and whether only to a public address. Raises UpstreamError."""
     location = handle.curl.getinfo(pycurl.REDIRECT_URL) or ""
     if not location or not is_safe_redirect(url, location):

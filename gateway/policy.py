@@ -101,7 +101,7 @@ class Policy:
 
     def with_keys(self, more: KeyRing) -> Policy:
         """The same with more trusted keys. Raises BadKey for another key of a known name."""
-        keys = KeyRing((*self._known.keys.values(), *more.keys.values()))
+        keys = KeyRing((*self._known.keys.values(), *more.keys.values()), self._known.seals)
         rules = () if self._rules == DEFAULT_RULES else self._rules
         return Policy(keys, rules, self._denied_keys, self._denied_paths, self._disputed)
 
@@ -207,11 +207,12 @@ class Policy:
 def without(keys: KeyRing, denied_keys: Iterable[str]) -> KeyRing:
     """A key is denied by its name, or under any name by what follows the colon."""
     denied = {entry[entry.find(":") :] if ":" in entry else entry for entry in denied_keys}
-    return KeyRing(
+    left = (
         key
         for key in keys.keys.values()
         if denied.isdisjoint((key.name, key.text[key.text.find(":") :]))
     )
+    return KeyRing(left, keys.seals)
 
 
 def any_of(keys: KeyRing) -> Policy:

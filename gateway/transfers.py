@@ -19,13 +19,10 @@ import pycurl
 import trio
 
 from .errors import Stopping
+from .handles import new_multi
 
 log = logging.getLogger(__name__)
 
-HOST_CONNECTIONS_MAX = 8
-"""Of HTTP/1.1, which carries one question at a time; HTTP/2 makes as many as its streams need."""
-STREAMS_MAX = 256
-CONNECTIONS_KEPT_MAX = 64
 STOPS = "this process stops"
 _AT_ONCE = float("-inf")
 _SELECT = {pycurl.POLL_IN: pycurl.CSELECT_IN, pycurl.POLL_OUT: pycurl.CSELECT_OUT}
@@ -36,11 +33,7 @@ Done = Callable[[str], None]
 
 class Transfers:
     def __init__(self) -> None:
-        self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
-        self._multi.setopt(pycurl.M_MAX_HOST_CONNECTIONS, HOST_CONNECTIONS_MAX)
-        self._multi.setopt(pycurl.M_MAX_CONCURRENT_STREAMS, STREAMS_MAX)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, CONNECTIONS_KEPT_MAX)
+        self._multi = new_multi()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._socket)
         self._waiting: dict[Any, Done] = {}
         self._watched: dict[tuple[int, int], trio.CancelScope] = {}

@@ -38,6 +38,7 @@ from .redirects import (
     is_public,
     is_safe_redirect,
 )
+from .scout import Scout
 from .transfers import Transfers
 
 log = logging.getLogger(__name__)
@@ -74,15 +75,18 @@ class Upstream(Protocol):
 
 
 def open_cache(
-    url: str, access: Access | None = None, transfers: Transfers | None = None
+    url: str,
+    access: Access | None = None,
+    transfers: Transfers | None = None,
+    scout: Scout | None = None,
 ) -> Upstream:
     """By scheme: file:// or http(s)://. `transfers` carry the narinfos of the latter, many at
-    once. Raises UpstreamError."""
+    once, and `scout` more than many. Raises UpstreamError."""
     parts = urlsplit(url)
     if parts.scheme == "file":
         return FileCache(url, Path(unquote(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:
-        return HttpCache(url, access, transfers)
+        return HttpCache(url, access, transfers, scout)
     raise UpstreamError(f"{url!r} is not a binary cache: give an http://, https:// or file:// URL")
 
 
@@ -149,7 +153,11 @@ class HttpCache:
     """Handles are reused, and with them connections."""
 
     def __init__(
-        self, url: str, access: Access | None = None, transfers: Transfers | None = None
+        self,
+        url: str,
+        access: Access | None = None,
+        transfers: Transfers | None = None,
+        scout: Scout | None = None,
     ) -> None:
         """`url` may hold a user and password; messages and `self.url` do not. Without `transfers`
         a narinfo is asked for in a thread."""
@@ -161,7 +169,7 @@ class HttpCache:
         self._told = False
         self._idle: list[Any] = []
         self._threads = trio.CapacityLimiter(THREADS_MAX)
-        self._pages = None if transfers is None else Pages(self._login, transfers)
+        self._pages = None if transfers is None else Pages(self._login, transfers, scout)
 
     def close(self) -> None:
         """End the connections that are kept."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunker.digest import nix32_encode
+from chunker.digest import nix32_decode, nix32_encode
 from gateway.errors import NarinfoError, NotTrusted
 from gateway.narinfo import Narinfo, fingerprint, format, nar_url, parse, parse_nar_url
 from gateway.policy import any_of
@@ -188,3 +188,17 @@ def test_values_are_what_nix_says() -> None:
     assert isinstance(ROOT_INFO, Narinfo)
     assert ROOT_INFO.store_path.endswith("-root")
     assert len(ROOT_INFO.references) == 3
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_digits_are_read_as_they_are_written(data: bytes) -> None:
+    text = nix32_encode(data)
+    assert nix32_decode(text) == data and nix32_encode(nix32_decode(text)) == text
+
+
+@pytest.mark.parametrize("wrong", ["e", "A", "_", "+", " ", "!", "é", "\ud800", "\0"])
+@pytest.mark.parametrize("at", [0, 1, 51])
+def test_what_int_would_read_as_well_is_no_digit(wrong: str, at: int) -> None:
+    text = nix32_encode(bytes(32))
+    with pytest.raises(ValueError, match="is not a digit"):
+        nix32_decode(text[:at] + wrong + text[at + 1 :])

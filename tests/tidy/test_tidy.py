@@ -33,7 +33,10 @@ VENDORS = {
     "ahocorasick_rs": {"chunker/references.py"},
     "sqlite3": {"chunker/packs.py", "chunker/pack_index.py", "gateway/nixstore.py"},
     "httptools": {"gateway/requests.py"},
-    "pycurl": {f"gateway/{name}.py" for name in ("upstream", "handles", "pages", "transfers")},
+    "pycurl": {
+        f"gateway/{name}.py"
+        for name in ("upstream", "handles", "pages", "transfers", "scout_process")
+    },
     "rich": {
         "gateway/terminal.py",
         "gateway/watching.py",
@@ -54,7 +57,7 @@ MACHINES = (
     + [ROOT / "gateway" / f"{name}.py" for name in
        ("narinfo", "trust", "policy", "alarms", "content_address", "git_tree", "proofs", "offer",
         "signing", "decompress", "redirects", "lookup", "memory", "prefetch", "requests",
-        "completeness")]
+        "completeness", "seals", "scout_frames")]
 )  # fmt: skip
 FORBIDDEN_TO_MACHINES = {"trio", "time", "random", "socket", "threading", "subprocess"}
 PRINTS = {
