@@ -154,6 +154,11 @@ class Answering:
         self._grew.add(manifest)
         self._news_event.set()
 
+    def will_serve(self, manifest: ManifestId) -> None:
+        """It waits long for a block: news of none, which only says that we live."""
+        self._untold.append(HaveMore(manifest, ()))
+        self._news_event.set()
+
     def say_hello(self) -> None:
         """What our Hello says has changed."""
         self._hello_due = True

@@ -52,6 +52,10 @@ class Receiver(Protocol):
 
     def sent(self, blocks: int, payload_bytes: int) -> None: ...
 
+    def will_serve(self, manifest: ManifestId) -> None:
+        """Tell it that its turn will come."""
+        ...
+
     def stop(self) -> None:
         """It is broken or too slow."""
         ...
@@ -89,6 +93,8 @@ class Sending:
                 if turn is not None:
                     nursery.start_soon(self._turn, *turn)
                     continue
+                for session, manifest in self._uplink.signs(trio.current_time()):
+                    self._receivers[session].will_serve(manifest)
                 self._work = trio.Event()
                 # Also when a turn has lasted too long to be waited for, or there is room for more.
                 with trio.move_on_after(PAUSE_SECONDS if self._uplink.is_wanted() else math.inf):

@@ -13,8 +13,9 @@ asks for most gets most; so only TURNS_MAX are written to at a time, and a turn 
     5. the session that has had the fewest bytes.
 
 A turn is as large as the line is fast, so that a slow one changes hands after each block and a fast
-one is not held up by changing. A turn that lasts longer than TURN_SECONDS_MAX, behind a peer that
-does not read, is not waited for. What is over a limit is refused at once, not left in silence.
+one is not held up by changing. A turn that lasts much longer than others, behind a peer that does
+not read, is not waited for. What is over a limit is refused at once, not left in silence; and
+who waits long for its turn is told that it will come, for silence is what the dead give.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ TURN_BYTES_MAX = 4 * 1024 * 1024
 TURN_SECONDS_LOW = 0.02
 TURN_SECONDS_HIGH = 0.08
 TURN_SECONDS_MAX = 0.5
+TURN_PATIENCE = 2.0
+"""Times what turns take, if that is longer: on a slow uplink all do, and more of them at once would
+make each slower."""
+TURN_SECONDS_SEEN_MAX = 2.0
+"""What takes longer is a peer that does not read, and says nothing of the uplink."""
 AHEAD_BYTES_MAX = 1024 * 1024
 SPARE_AFTER_SECONDS = 0.2
 SPARE_AFTER_TURNS = 5.0
@@ -47,6 +53,9 @@ TURN_WEIGHT = 0.2
 SPARE_SECONDS_MAX = 5.0
 """Who waits longer for what it wants only if there is room is in need: the fellow that should bring
 it does not, and one that wants without end must not keep it out."""
+SIGN_SECONDS = 1.0
+"""Who waits so long is told that we live, each time anew: with thirty askers on 8 Mbit/s a turn
+comes after eight seconds, and whoever hears nothing for three asks for all of it again."""
 LOOKED_AT_MAX = 8
 """Of the blocks that one session waits for."""
 SENT_KEPT_MAX = 65_536
@@ -117,6 +126,8 @@ class _Session:
     """When those under way began."""
     waits_since: float = float("inf")
     """Since when it waits and has got nothing that it firmly wants."""
+    signed: float = float("-inf")
+    """When it was last told that its turn will come."""
 
 
 class Uplink:
@@ -182,13 +193,27 @@ class Uplink:
             self._sent.popitem(last=False)
         return session, taken
 
+    def signs(self, now: float) -> list[tuple[int, ManifestId]]:
+        """(session, a manifest of which it firmly wants a block): whom to give a sign of life."""
+        signs: list[tuple[int, ManifestId]] = []
+        for session, state in self._sessions.items():
+            if now < max(state.waits_since, state.signed) + SIGN_SECONDS:
+                continue
+            firm = (due for due in state.serving.queue if due.urgency is not Urgency.SPARE)
+            if (first := next(firm, None)) is not None:
+                state.signed = now
+                signs.append((session, first.manifest))
+        return signs
+
     def over(self, now: float, session: int) -> None:
         """The oldest turn of the session has left this process."""
         state = self._sessions.get(session)
         if state is None or not state.turns:
             return
         seconds = now - state.turns.pop(0)
-        self._turn_seconds += TURN_WEIGHT * (seconds - self._turn_seconds)
+        self._turn_seconds += TURN_WEIGHT * (
+            min(seconds, TURN_SECONDS_SEEN_MAX) - self._turn_seconds
+        )
         if not state.turns:
             self._served.remove(session)
         if seconds < TURN_SECONDS_LOW:
@@ -215,4 +240,5 @@ class Uplink:
         return waiting
 
     def _running(self, now: float, state: _Session) -> int:
-        return sum(now - began < TURN_SECONDS_MAX for began in state.turns)
+        patience = max(TURN_SECONDS_MAX, TURN_PATIENCE * self._turn_seconds)
+        return sum(now - began < patience for began in state.turns)

@@ -31,9 +31,9 @@ ANSWERS_SECONDS_START = 0.25
 ANSWERS_WEIGHT = 0.2
 SILENCE_SECONDS_MIN = 3.0
 SILENCE_SECONDS_MAX = 10.0
-TELLS_SECONDS = 2.0
-"""Who told of a new block so lately is alive, and sends nothing because others are served first:
-then it may be silent for SILENCE_SECONDS_MAX."""
+TELLS_SECONDS = 3.0
+"""Who told of a block, or that our turn will come (`serving`), so lately is alive, and sends
+nothing because others are served first: then it may be silent for SILENCE_SECONDS_MAX."""
 SILENCE_PATIENCE = 4.0
 """Times the time in which it should have sent everything it owes."""
 DRIP_SECONDS_MAX = 10.0
@@ -56,7 +56,7 @@ class Standing:
     depth_blocks: int = DEPTH_BLOCKS_START
     heard: float = 0.0
     told: float = float("-inf")
-    """When it last said that it holds something new."""
+    """When it last said what it holds, if only that it lives."""
     busy_since: float = 0.0
     busy_bytes: int = 0
     rests_until: float = 0.0

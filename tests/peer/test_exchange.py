@@ -8,7 +8,7 @@ from peer.effects import Ban, Effect, Keep, SendCancel, SendWant, Stuck
 from peer.exchange import Exchange
 from peer.identity import PeerId
 from peer.picker import FELLOW_SILENCE_SECONDS_MAX, WINDOW_BYTES
-from peer.standing import REST_SECONDS, SILENCE_SECONDS_MIN
+from peer.standing import REST_SECONDS, SILENCE_SECONDS_MIN, TELLS_SECONDS
 from tests.golden.samples import sample_bytes
 
 ME = PeerId("ME")
@@ -142,6 +142,14 @@ def test_a_silent_peer_loses_what_it_owes_and_rests() -> None:
     assert B in wants(exchange.has(now, B, M, EVERY, False))
     exchange.peer_gone(now, B)
     assert A in wants(exchange.tick(now + REST_SECONDS + 0.1))
+
+
+def test_who_says_only_that_it_lives_is_given_time() -> None:
+    """Others are served first, and our turn will come."""
+    exchange, _ = started(A)
+    exchange.has(SILENCE_SECONDS_MIN, A, M, [])
+    assert exchange.tick(SILENCE_SECONDS_MIN + TELLS_SECONDS - 0.1) == []
+    assert exchange.tick(SILENCE_SECONDS_MIN + TELLS_SECONDS + 0.1) != []
 
 
 def test_a_dripping_peer_loses_what_it_owes() -> None:

@@ -10,6 +10,7 @@ from peer.serving import (
     SPARE_AFTER_SECONDS,
     SPARE_AFTER_TURNS,
     SPARE_SECONDS_MAX,
+    TURN_PATIENCE,
     TURN_SECONDS_MAX,
     TURNS_MAX,
     Due,
@@ -174,6 +175,30 @@ def test_few_turns_at_once_and_none_waits_for_a_peer_that_does_not_read() -> Non
     assert None not in begun
     assert made.next(1.1) is None
     assert made.next(1.0 + TURN_SECONDS_MAX) is not None
+
+
+def test_turns_of_a_slow_uplink_are_waited_for() -> None:
+    """Each takes two seconds: to begin more of them would make all slower."""
+    made = uplink(*[(Want(0, M, (index, 40)),) for index in range(4 * TURNS_MAX)])
+    for second in range(0, 20, 2):
+        turn = made.next(float(second))
+        assert turn is not None
+        made.over(second + 2.0, turn[0])
+    assert None not in [made.next(20.0) for _ in range(TURNS_MAX)]
+    assert made.next(20.0 + TURN_SECONDS_MAX) is None
+    assert made.next(20.0 + 2.0 * TURN_PATIENCE) is not None
+
+
+def test_who_waits_long_is_told_so_once_a_second() -> None:
+    wants = [(Want(0, M, (index,)),) for index in range(TURNS_MAX + 1)]
+    made = uplink(*wants, (Want(0, M, (40,), Urgency.SPARE),))
+    order_begun = [made.next(5.0) for _ in range(TURNS_MAX)]
+    assert None not in order_begun and made.signs(5.9) == []
+    assert made.signs(6.0) == [(TURNS_MAX, M)], "the last one; what is spare has no turn to come"
+    assert made.signs(6.9) == []
+    assert made.signs(7.0) == [(TURNS_MAX, M)]
+    made.leave(TURNS_MAX)
+    assert made.signs(9.0) == []
 
 
 def test_who_left_is_not_served() -> None:

@@ -165,6 +165,8 @@ class Answers:
         while (turn := self._uplink.next(now)) is not None:
             session = self._numbers[turn[0]]
             self._line.extend((session, due, due is turn[1][-1]) for due in turn[1])
+        for number, manifest in self._uplink.signs(now):
+            self._member.say(self._numbers[number].peer, "heard_have", manifest, (), None, size=44)
         if self._line:
             self._send_next()
         elif not self._looks_again and any(len(s.serving) for s in self.sessions.values()):

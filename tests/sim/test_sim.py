@@ -73,13 +73,13 @@ def test_each_fault_alone(fault: str) -> None:
 
 
 def test_without_faults_little_is_wasted_and_the_upstream_is_asked_once() -> None:
-    """Of seed 0 a quarter is of no use (six turns at a time; with four less), else 2 to 6 %."""
-    outcomes = [run(seed, 32, ()) for seed in range(4)]
-    for outcome in outcomes:
+    """Seeds 0, 4 and 7 have large blocks and slow uplinks, where turns come late: 0.73 and less
+    before who waits was told so."""
+    for seed in range(8):
+        outcome = run(seed, 32, ())
         assert outcome.bans == 0
         assert outcome.origin_copies == 1
-        assert outcome.useful_bytes >= 0.7 * outcome.honest_bytes
-    assert sum(o.useful_bytes for o in outcomes) >= 0.8 * sum(o.honest_bytes for o in outcomes)
+        assert outcome.useful_bytes >= 0.85 * outcome.honest_bytes
 
 
 def test_a_flood_fills_a_queue_and_no_more() -> None:
