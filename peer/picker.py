@@ -9,10 +9,10 @@
 
 A *source* has the whole (a seed, the owner of a growing manifest); *fellows* fetch the same NAR as
 we do. Were all fellows to ask the source for everything, its uplink would carry each block once for
-each of them. So blocks are dealt out in turn, `index` to the fellow at `index % count` of all that
-fetch, in order of PeerId: each asks the source for its part and gets the rest from the others. What
-a fellow can bring is asked of no source: who comes late has the head of the NAR from fellows, and
-leaves the source's uplink to the tail that all lack.
+each of them. So blocks are dealt out among all that fetch, in order of PeerId and as many bytes to
+each (`parts`): one asks the source for its part and gets the rest from the others. What a fellow
+can bring is asked of no source: who comes late has the head of the NAR from fellows, and leaves the
+source's uplink to the tail that all lack.
 Whose view of the fellows differs for a moment asks for too much or waits for a moment; at the
 beginning, when none has said that it follows, all members count. A block that
 no fellow has shown in PATIENCE times the source's own answering time is asked of the source as
@@ -36,6 +36,7 @@ from chunker.digest import BlockId, ManifestId
 
 from .identity import PeerId
 from .messages import Urgency
+from .parts import Parts
 from .standing import DEPTH_BLOCKS_MIN, Standing
 
 WINDOW_BYTES = 16 * 1024 * 1024
@@ -115,6 +116,8 @@ class Download:
     copies: int = 0
     hopes: bool = True
     """That fellows find what is missing; not once a source lied, for they had the same sources."""
+    parts: Parts = field(default_factory=lambda: Parts(1))
+    """For as many as fetched it when we looked last."""
     waits: dict[int, float] = field(default_factory=dict)
     """Since when a block is left to a fellow."""
 
@@ -281,17 +284,23 @@ class _Deal:
         order = sorted(dealt_to)
         self._count = len(order)
         self._mine = order.index(me)
+        if download.parts.count != self._count:
+            download.parts = Parts(self._count)
         self.is_dealt = _is_dealt(download, dealt_to - {me})
 
     def is_mine(self, index: int) -> bool:
-        if not self.is_dealt or index % self._count == self._mine:
+        if not self.is_dealt:
             return True
-        work, since = self._download, self._download.waits.get(index)
+        work = self._download
+        behind = (self._mine - work.parts.place(index, work.lengths)) % self._count
+        if behind == 0:
+            return True
+        since = work.waits.get(index)
         if since is None or work.source is None:
             return False
         limit = DEPUTY_SECONDS if self._ends else FELLOW_SECONDS_MAX
         deputies = int((self._now - since) / limit)
-        return (self._mine - index) % self._count <= deputies
+        return behind <= deputies
 
     @property
     def _ends(self) -> bool:

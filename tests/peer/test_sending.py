@@ -82,11 +82,11 @@ async def test_who_waits_for_its_turn_hears_that_we_live(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Thirty askers on a slow uplink: the last are served after seconds."""
-    store, block = MemoryStore(), Block.of(b"b" * 40_000)
-    store.put([block])
+    came = b"c" * 40_000
     growing = Growing(make_path("path", 10)[0], PeerId("owner"))
-    growing.extend([block.id], [40_000])
-    sending, takers = Sending(store, lambda _: growing), [Taker(2.0) for _ in range(30)]
+    growing.extend([block_id(came)], [40_000])
+    sending, takers = Sending(MemoryStore(), lambda _: growing), [Taker(2.0) for _ in range(30)]
+    sending.recent.put([verify(block_id(came), Encoded(Codec.RAW, 40_000, came))])  # no threads
     for taker in takers:
         sending.join(taker)
         taker.serving.want(Want(1, growing.id, (0,)), True, [40_000])

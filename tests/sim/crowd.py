@@ -14,8 +14,10 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from chunker.block import Block, Codec, Encoded
+from chunker.cut import Cutter
 from chunker.digest import ManifestId
 from peer.exchange import Effect, Exchange, Keep, SendCancel, SendWant
 from peer.identity import PeerId
@@ -24,8 +26,6 @@ from peer.news import News
 from peer.serving import Due, Serving, Uplink
 
 MANIFEST = ManifestId(b"m" * 32)
-BLOCK_BYTES = 131072
-LINK_BYTES = BLOCK_BYTES
 LATENCY_SECONDS = 0.002
 GROWN_SECONDS = 0.05
 START_SECONDS_MAX = 0.1
@@ -76,7 +76,7 @@ class Crowd:
         self,
         seed: int,
         peers: int,
-        blocks: int,
+        size_bytes: int,
         wan: float,
         up: float,
         down: float,
@@ -87,14 +87,16 @@ class Crowd:
     ) -> None:
         self.now = 0.0
         self._chance = random.Random(seed)
-        self._content = [Block.of(self._chance.randbytes(BLOCK_BYTES)) for n in range(blocks)]
+        cutter, noise = Cutter(), self._chance.randbytes(size_bytes)
+        self._content = [Block.of(block) for block in (*cutter.feed(noise), *cutter.finish())]
+        self._lengths = [len(block.data) for block in self._content]
         self._ids = [block.id for block in self._content]
         self._wan, self._up, self._down = wan, up, down
         self._owner_up, self._fellow_up = owner_up or up, fellow_up or up
         names = [PeerId(f"peer-{n:04d}") for n in range(peers)]
         self.peers = {name: _Peer(name, Exchange(name)) for name in names}
         self._owner = self.peers[self._chance.choice(names)]
-        self._begins_within = blocks * LINK_BYTES / wan if staggered else START_SECONDS_MAX
+        self._begins_within = size_bytes / wan if staggered else START_SECONDS_MAX
         self._met = [self._owner] if staggered else list(self.peers.values())
         """Whom the next one that begins hears of, and is heard of by."""
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -106,13 +108,13 @@ class Crowd:
         for peer in followers:
             peer.began = self._chance.random() * self._begins_within
             self._at(peer.began, lambda peer=peer: self._join(peer))
-        for index in range(count):
-            self._at((index + 1) * LINK_BYTES / self._wan, lambda index=index: self._grown(index))
+        for index, come in enumerate(accumulate(self._lengths)):
+            self._at(come / self._wan, lambda index=index: self._grown(index))
         while any(not peer.done for peer in self.peers.values()):
             self.now, _, act = heapq.heappop(self._heap)
             assert self.now < 10_000
             act()
-        size = count * LINK_BYTES
+        size = sum(self._lengths)
         n = len(self.peers)
         bound = max(size / self._wan, size / self._down, n * size / (self._wan + n * self._up))
         needed = sum(len(peer.held) for peer in followers)
@@ -140,10 +142,10 @@ class Crowd:
                 self.now,
                 MANIFEST,
                 self._ids[:known],
-                [LINK_BYTES] * known,
+                self._lengths[:known],
                 range(known),
                 blocks_max=len(self._ids),
-                nar_bytes=len(self._ids) * LINK_BYTES,
+                nar_bytes=sum(self._lengths),
                 source=self._owner.name,
                 members=[other.name for other in self._met if other is not peer],
             ),
@@ -175,7 +177,7 @@ class Crowd:
                             self.now,
                             MANIFEST,
                             self._ids[index : index + 1],
-                            [LINK_BYTES],
+                            self._lengths[index : index + 1],
                             [index],
                             whole=whole,
                         ),
@@ -243,7 +245,7 @@ class Crowd:
             server.uplink.join(len(server.names), server.serving[asker.name])
             server.names.append(asker.name)
         want = Want(effect.request, effect.manifest, effect.indexes, effect.urgency)
-        assert not server.serving[asker.name].want(want, True, [LINK_BYTES] * len(self._ids))
+        assert not server.serving[asker.name].want(want, True, self._lengths)
         self._serve(server)
 
     def _serve(self, server: _Peer) -> None:
@@ -259,7 +261,7 @@ class Crowd:
             server.busy = True
             server.sent += 1
             rate = self._owner_up if server is self._owner else self._fellow_up
-            self._at(self.now + LINK_BYTES / rate, lambda: self._sent(server))
+            self._at(self.now + server.waiting[0][2].length / rate, lambda: self._sent(server))
 
     def _sent(self, server: _Peer) -> None:
         session, name, due, last = server.waiting.popleft()
@@ -268,7 +270,7 @@ class Crowd:
             server.uplink.over(self.now, session)
         self._serve(server)
         to = self.peers[name]
-        to.down_free = max(to.down_free, self.now + LATENCY_SECONDS) + LINK_BYTES / self._down
+        to.down_free = max(to.down_free, self.now + LATENCY_SECONDS) + due.length / self._down
         self._at(to.down_free, lambda: self._arrived(server, to, due))
 
     def _arrived(self, server: _Peer, to: _Peer, due: Due) -> None:

@@ -51,7 +51,7 @@ STORES = ("packs", "pack_index", "disk", "manifests")
 MACHINES = (
     [path for path in SOURCES if path.parent.name == "chunker" and path.stem not in STORES]
     + [ROOT / "peer" / f"{name}.py" for name in
-       ("exchange", "effects", "picker", "standing", "serving", "growing", "fetchers",
+       ("exchange", "effects", "picker", "parts", "standing", "serving", "growing", "fetchers",
         "catalogue", "summary", "ahead", "messages", "fields", "wire", "identity", "yamux", "noise",
         "acquaintances", "rates", "traffic", "certificates", "pools", "join_code")]
     + [ROOT / "gateway" / f"{name}.py" for name in
