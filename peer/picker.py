@@ -18,7 +18,8 @@ beginning, when none has said that it follows, all members count. A block that
 no fellow has shown in PATIENCE times the source's own answering time is asked of the source as
 *spare*: it sends that when its uplink has nothing else to carry. So a source that has plenty gives
 plenty, one slow fellow stalls nobody, and a busy uplink is not made busier; once a fellow has the
-block, the spare want is taken back.
+block, the spare want is taken back. Only the first that one lacks are asked so: who came late has
+the head from fellows as fast as its link carries it, and the tail is for those who wait for it.
 
 Of a slow fellow one block at a time is asked: what waits in its queue can be asked of nobody else,
 and what waits here goes to whoever has it and is free.
@@ -51,6 +52,9 @@ PATIENCE_SECONDS_MAX = 10.0
 FELLOW_SECONDS_MAX = 4.0
 """A fellow that would take longer is left to itself; and a source is asked for a second copy of
 what was dealt out only when the first is so late, because its uplink is what all wait for."""
+SPARE_BLOCKS = 32
+"""Only the first that nobody was asked for: who came late lacks the head, which fellows have, and
+needs the tail less than those who came before it."""
 MEET_SECONDS = 0.3
 """So long after the beginning every member counts as a fellow of who follows an owner: a crowd that
 begins at one moment would ask the owner for its first blocks once each."""
@@ -335,6 +339,8 @@ class _Deal:
         """Whom to ask for it as spare: only sources hold it, or fellows that have enough to do, for
         longer than they should. At the end of a long download sources have time."""
         if not holders or (self.is_mine(index) and not self._is_with_fellows(index)):
+            return []
+        if self._download.open.bisect_left(index) >= SPARE_BLOCKS:
             return []
         waited = self._now - self._download.waits.setdefault(index, self._now)
         sources = [item for item in holders if item[0] not in self._fellows]

@@ -21,6 +21,7 @@ from peer.picker import (
     MEET_SECONDS,
     PATIENCE_SECONDS_MAX,
     PATIENCE_SECONDS_MIN,
+    SPARE_BLOCKS,
     URGENT_BLOCKS,
     WINDOW_BYTES,
     Download,
@@ -165,6 +166,17 @@ def test_what_no_fellow_brings_is_asked_of_the_source_as_spare_after_a_while() -
     assert chosen(work, peers, now=1.0 + PATIENCE_SECONDS_MIN / 2) == []
     late = chosen(work, peers, now=1.0 + PATIENCE_SECONDS_MAX)
     assert len(late) == 10 and {urgency for *_, urgency in late} == {Urgency.SPARE}
+
+
+def test_who_lacks_the_head_asks_no_source_for_the_tail_though_it_has_room() -> None:
+    """Fellows bring the head as fast as the link carries it; others wait for the tail."""
+    work = download(200)
+    peers = {SEED: holder(range(200)), A: holder(set(range(100)), filling=True, depth=2)}
+    chosen(work, peers)
+    near = work.open[:SPARE_BLOCKS]
+    late = chosen(work, peers, now=PATIENCE_SECONDS_MAX)
+    assert late and {urgency for *_, urgency in late} == {Urgency.SPARE}
+    assert {index for index, *_ in late} <= set(near)
 
 
 def test_of_a_slow_fellow_one_block_at_a_time_is_asked() -> None:

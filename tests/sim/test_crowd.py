@@ -30,10 +30,10 @@ def test_a_source_with_plenty_gives_what_fellows_cannot() -> None:
 
 
 def test_who_comes_late_does_not_hold_up_who_came_early() -> None:
-    """Asked for the head as well, the source had no time for the tail: 1.4 and 1.7 times. Single
-    seeds are between 1.15 and 1.34."""
+    """Asked for the head as well, the source had no time for the tail: 1.4 and 1.7 times; asked by
+    all for the tail if there is room, 1.15."""
     results = [
-        Crowd(seed, 16, SIZE_BYTES, RATE, RATE, RATE, staggered=True).run() for seed in (1, 2, 3, 4)
+        Crowd(seed, 16, 64_000_000, RATE, RATE, RATE, staggered=True).run() for seed in (1, 2, 3, 4)
     ]
-    assert statistics.mean(statistics.median(result.ratios) for result in results) <= 1.3
-    assert statistics.mean(result.ratios[-1] for result in results) <= 1.62
+    assert statistics.mean(statistics.median(result.ratios) for result in results) <= 1.1
+    assert statistics.mean(result.ratios[-1] for result in results) <= 1.45
