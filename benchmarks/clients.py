@@ -41,8 +41,10 @@ class Clients:
         paths: Sequence[Noise],
         directory: Path,
         retry_seconds: Sequence[float] | None = None,
+        connections: int = NIX_CONNECTIONS,
     ) -> None:
-        """`places`: (host, URL of the cache that it asks); `retry_seconds` for each of them."""
+        """`places`: (host, URL of the cache that it asks); `retry_seconds` for each of them, and
+        `connections` of each at once."""
         self._paths = len(paths)
         file = directory / "paths.json"
         file.write_text(json.dumps([(p.store_hash, p.nar_hash.hex(), p.nar_size) for p in paths]))
@@ -50,7 +52,7 @@ class Clients:
         self._processes = [
             subprocess.Popen(
                 [*host.within, sys.executable, "-m", "benchmarks.client", url, str(file),
-                 str(NIX_CONNECTIONS), str(retry)],
+                 str(connections), str(retry)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
             for (host, url), retry in zip(places, retries, strict=True)
