@@ -64,7 +64,7 @@ def run(shape: Shape, top: Path) -> Figures:
 
 
 def _fetch(asking: list[Host], urls: list[str], paths: list[Noise], top: Path) -> list[Outcome]:
-    connections = min(NIX_CONNECTIONS, CONNECTIONS_MAX // len(asking))
+    connections = max(1, min(NIX_CONNECTIONS, CONNECTIONS_MAX // len(asking)))
     places = list(zip(asking, urls, strict=True))
     with Clients(places, paths, top, connections=connections) as clients:
         clients.go_all()

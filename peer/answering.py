@@ -156,8 +156,8 @@ class Answering:
 
     def will_serve(self, manifest: ManifestId) -> None:
         """It waits long for a block: news of none, which only says that we live."""
-        self._untold.append(HaveMore(manifest, ()))
-        self._news_event.set()
+        if len(self._untold) < UNTOLD_MESSAGES_MAX:
+            self.tell(HaveMore(manifest, ()))
 
     def say_hello(self) -> None:
         """What our Hello says has changed."""

@@ -192,8 +192,8 @@ def test_turns_of_a_slow_uplink_are_waited_for() -> None:
 def test_who_waits_long_is_told_so_once_a_second() -> None:
     wants = [(Want(0, M, (index,)),) for index in range(TURNS_MAX + 1)]
     made = uplink(*wants, (Want(0, M, (40,), Urgency.SPARE),))
-    order_begun = [made.next(5.0) for _ in range(TURNS_MAX)]
-    assert None not in order_begun and made.signs(5.9) == []
+    begun = [made.next(5.0) for _ in range(TURNS_MAX)]
+    assert None not in begun and made.signs(5.9) == []
     assert made.signs(6.0) == [(TURNS_MAX, M)], "the last one; what is spare has no turn to come"
     assert made.signs(6.9) == []
     assert made.signs(7.0) == [(TURNS_MAX, M)]
